@@ -1,0 +1,115 @@
+//! What a refused client is told.
+//!
+//! A refusal is an answer, not a failure: the reply, the access log and the metrics all say the same
+//! block type and rule.
+
+use alloc::{format, string::String};
+use core::fmt::Write as _;
+
+/// Which kind of rule refused, in Sentinel's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BlockType {
+    /// A flow or gateway rule.
+    FlowControl,
+    /// An isolation rule: too many at a time.
+    Isolation,
+    /// A circuit breaker is open.
+    CircuitBreaking,
+    /// A system rule protects the whole proxy.
+    System,
+    /// A hot-parameter rule.
+    HotSpotParamFlow,
+    /// A white or black list.
+    Authority,
+}
+
+impl BlockType {
+    /// The name that headers, bodies, logs and metrics carry.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FlowControl => "FlowControl",
+            Self::Isolation => "Isolation",
+            Self::CircuitBreaking => "CircuitBreaking",
+            Self::System => "System",
+            Self::HotSpotParamFlow => "HotSpotParamFlow",
+            Self::Authority => "Authority",
+        }
+    }
+
+    /// The status of an HTTP reply.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::FlowControl | Self::HotSpotParamFlow | Self::Isolation => 429,
+            Self::CircuitBreaking | Self::System => 503,
+            Self::Authority => 403,
+        }
+    }
+
+    /// The status of a gRPC reply: RESOURCE_EXHAUSTED, UNAVAILABLE or PERMISSION_DENIED.
+    pub const fn grpc_status(self) -> u32 {
+        match self {
+            Self::FlowControl | Self::HotSpotParamFlow | Self::Isolation => 8,
+            Self::CircuitBreaking | Self::System => 14,
+            Self::Authority => 7,
+        }
+    }
+}
+
+/// The sentence that JSON bodies and `grpc-message` carry.
+pub fn message(block_type: BlockType) -> String {
+    format!("Blocked by Sentinel: {}", block_type.name())
+}
+
+/// The body of an HTTP reply with `status`. Without `resource` and `rule` it names neither
+/// (`exposeRule: false`).
+pub fn json_body(block_type: BlockType, status: u16, resource: Option<&[u8]>, rule: Option<&str>) -> String {
+    let mut body = format!(r#"{{"code":{status},"message":"{}""#, message(block_type));
+    if let Some(resource) = resource {
+        body.push_str(r#","resource":"#);
+        push_json_string(&mut body, &String::from_utf8_lossy(resource));
+    }
+    if let Some(rule) = rule {
+        body.push_str(r#","rule":"#);
+        push_json_string(&mut body, rule);
+    }
+    body.push('}');
+    body
+}
+
+/// Appends `text` as a JSON string, quotes included (RFC 8259, section 7).
+pub fn push_json_string(json: &mut String, text: &str) {
+    json.push('"');
+    for char in text.chars() {
+        match char {
+            '"' => json.push_str("\\\""),
+            '\\' => json.push_str("\\\\"),
+            '\u{0}'..='\u{1f}' | '\u{7f}' => {
+                let written = write!(json, "\\u{:04x}", u32::from(char));
+                debug_assert!(written.is_ok(), "writing to a String cannot fail");
+            }
+            _ => json.push(char),
+        }
+    }
+    json.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_is_the_one_that_clients_rely_on() {
+        assert_eq!(
+            json_body(BlockType::FlowControl, 429, Some(b"GET:/hello"), Some("hello")),
+            r#"{"code":429,"message":"Blocked by Sentinel: FlowControl","resource":"GET:/hello","rule":"hello"}"#
+        );
+    }
+
+    #[test]
+    fn a_resource_cannot_break_out_of_its_string() {
+        assert_eq!(
+            json_body(BlockType::FlowControl, 429, Some(b"GET:/\"\\\n\xff"), None),
+            "{\"code\":429,\"message\":\"Blocked by Sentinel: FlowControl\",\"resource\":\"GET:/\\\"\\\\\\u000a\u{fffd}\"}"
+        );
+    }
+}

@@ -1,0 +1,519 @@
+//! What an operator may set: the configurations of both modules.
+//!
+//! As in [`crate::rule`], a document is a [`Node`] in which nothing is trusted, and what comes out of
+//! `from_node` cannot be wrong any more. The configuration of the service carries the [`Settings`] of
+//! the whole proxy; they reach the workers with the rule set.
+
+use alloc::{
+    format,
+    string::{String, ToString as _},
+    vec::Vec,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    resource::{NAME_BYTES_LIMIT, ResourceConfig, ResourceFrom, Template, TemplateError},
+    rule::{
+        Rule,
+        compile::{Source, compile_set, is_header_name},
+        error::{Reason, Refusals, Site},
+        node::{Node, Value},
+        read::{Choice, Fields, Text},
+    },
+};
+
+/// The fields of the service's configuration.
+pub const SERVICE_FIELDS: &[&str] = &["rules", "sources", "metrics", "envoyStats", "settings"];
+
+/// The fields of the service's `metrics`.
+pub const METRICS_FIELDS: &[&str] = &["resources", "seriesMax"];
+
+/// The fields of the filter's configuration.
+pub const FILTER_FIELDS: &[&str] =
+    &["resource", "origin", "args", "rules", "replyCluster", "exposeRule", "beforeFirstRules", "settings"];
+
+/// The fields of the filter's `resource`.
+pub const RESOURCE_FIELDS: &[&str] = &["from", "templates", "name"];
+
+/// The most templates of a filter; a configuration with more is refused.
+pub const TEMPLATES_MAX: usize = 256;
+
+/// The most `args` of a filter; a configuration with more is refused.
+pub const ARGS_MAX: usize = 32;
+
+/// What the service is told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceConfig {
+    /// The rules that stand in the configuration itself.
+    pub rules: Vec<Rule>,
+    /// Resources without a rule that have series of their own.
+    pub metrics_resources: Vec<String>,
+    /// The most series that may be defined ([`SERIES_MAX`]).
+    pub series_max: u32,
+    /// What holds for the whole proxy.
+    pub settings: Settings,
+}
+
+/// What the filter of one listener is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FilterConfig {
+    /// How a request is named.
+    pub resource: ResourceConfig,
+    /// Who calls, for rules that ask; `None`: nobody knows.
+    pub origin: Option<Origin>,
+    /// What a rule's `paramIndex` counts.
+    pub args: Vec<Param>,
+    /// Whether clients see the rule's id and the resource.
+    pub expose_rule: bool,
+    /// What holds before the first rule set, if it is not what the service's settings say.
+    pub before_first_rules: Option<BeforeFirstRules>,
+}
+
+/// What tells who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The value of a header, by its name in lower case.
+    Header(String),
+    /// The client's address.
+    ClientIp,
+}
+
+/// What a hot-parameter rule can count by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Param {
+    /// The value of a header, by its name in lower case.
+    Header(String),
+    /// A parameter of the query string.
+    Query(String),
+    /// A cookie.
+    Cookie(String),
+    /// The client's address.
+    ClientIp,
+    /// A segment of the path; 1 is the first after the slash.
+    PathSegment(u32),
+}
+
+/// What a worker does with requests while it has never seen a rule set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BeforeFirstRules {
+    /// Passes them.
+    #[default]
+    Pass,
+    /// Refuses them.
+    Block,
+}
+
+/// What holds for the whole proxy. [`SETTINGS`] says what each is, and what happens at its bound.
+#[expect(missing_docs, reason = "`SETTINGS` documents each field, for operators as well")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    pub before_first_rules: BeforeFirstRules,
+    pub decisions_ttl_ms: u32,
+    pub flush_ms: u32,
+    pub refresh_ms: u32,
+    pub worker_ttl_ms: u32,
+    pub orphan_ttl_ms: u32,
+    pub waiting_max: u32,
+    pub param_table_bytes: u32,
+    pub resources_max: u32,
+    pub rules_max: u32,
+    pub name_bytes_max: u32,
+    pub cpu_interval_ms: u32,
+}
+
+/// One number that an operator may set.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// As it stands in a configuration.
+    pub name: &'static str,
+    /// What holds if it does not stand there.
+    pub default: u32,
+    /// The least it may be.
+    pub min: u32,
+    /// The most it may be.
+    pub max: u32,
+    /// What it is a number of.
+    pub unit: &'static str,
+    /// What it bounds.
+    pub meaning: &'static str,
+    /// What happens when the bound is reached.
+    pub at_bound: &'static str,
+}
+
+/// `metrics.seriesMax`.
+pub const SERIES_MAX: Setting = Setting {
+    name: "seriesMax",
+    default: 10_000,
+    min: 100,
+    max: 1_000_000,
+    unit: "series",
+    meaning: "statistics that the modules define in Envoy, the proxy's own totals excepted",
+    at_bound: "resources and rules that come later count in `other`",
+};
+
+/// The numbers among the settings; besides them there is `beforeFirstRules`.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "decisionsTtlMs",
+        default: 3_000,
+        min: 1_500,
+        max: 3_600_000,
+        unit: "milliseconds",
+        meaning: "how long the service may be silent before it counts as lost",
+        at_bound: "each rule that needs the service does what its `onServiceLoss` says, and workers stop enqueuing",
+    },
+    Setting {
+        name: "flushMs",
+        default: 10,
+        min: 5,
+        max: 1_000,
+        unit: "milliseconds",
+        meaning: "the least time between two frames of a worker about resources with a rule that the service evaluates",
+        at_bound: "counts wait for the next frame; none is lost",
+    },
+    Setting {
+        name: "refreshMs",
+        default: 10,
+        min: 5,
+        max: 1_000,
+        unit: "milliseconds",
+        meaning: "the least time between two looks of a worker at what the service has published",
+        at_bound: "news waits for the next look",
+    },
+    Setting {
+        name: "workerTtlMs",
+        default: 30_000,
+        min: 5_000,
+        max: 3_600_000,
+        unit: "milliseconds",
+        meaning: "how long a worker may be silent before it counts as dead",
+        at_bound: "what it holds is taken back, `orphanTtlMs` later",
+    },
+    Setting {
+        name: "orphanTtlMs",
+        default: 60_000,
+        min: 0,
+        max: 86_400_000,
+        unit: "milliseconds",
+        meaning: "how long requests of a dead worker may still run at the upstream: the longest route time-out",
+        at_bound: "their permits are given to others",
+    },
+    Setting {
+        name: "waitingMax",
+        default: 1_000,
+        min: 0,
+        max: 100_000,
+        unit: "requests of a worker",
+        meaning: "requests that may wait for their pacing slot at a time",
+        at_bound: "a request that would have to wait is refused",
+    },
+    Setting {
+        name: "paramTableBytes",
+        default: 64 * 1024 * 1024,
+        min: 64 * 1024,
+        max: 1024 * 1024 * 1024,
+        unit: "bytes",
+        meaning: "all tables of values together: hot parameters, and rules that count per matched resource, origin or group",
+        at_bound: "a rule set that needs more is refused",
+    },
+    Setting {
+        name: "resourcesMax",
+        default: 10_000,
+        min: 1,
+        max: 100_000,
+        unit: "resources",
+        meaning: "resources with counts of their own: those that rules and `metrics.resources` name",
+        at_bound: "those that come later count in `other`; their rules hold all the same",
+    },
+    Setting {
+        name: "rulesMax",
+        default: 10_000,
+        min: 1,
+        max: 100_000,
+        unit: "rules",
+        meaning: "rules of a set",
+        at_bound: "a set with more is refused, and the one in force stays",
+    },
+    Setting {
+        name: "nameBytesMax",
+        default: 256,
+        min: 16,
+        max: NAME_BYTES_LIMIT,
+        unit: "bytes",
+        meaning: "the length of a resource's name in rules and `metrics.resources`",
+        at_bound: "a rule with a longer one is refused; a request with a longer one matches no rule and counts in `other`",
+    },
+    Setting {
+        name: "cpuIntervalMs",
+        default: 1_000,
+        min: 100,
+        max: 60_000,
+        unit: "milliseconds",
+        meaning: "time between two readings of CPU and memory",
+        at_bound: "the last reading stands",
+    },
+];
+
+impl Settings {
+    /// What holds where nothing is set, and before the first rule set.
+    pub const DEFAULT: Self = Self {
+        before_first_rules: BeforeFirstRules::Pass,
+        decisions_ttl_ms: 3_000,
+        flush_ms: 10,
+        refresh_ms: 10,
+        worker_ttl_ms: 30_000,
+        orphan_ttl_ms: 60_000,
+        waiting_max: 1_000,
+        param_table_bytes: 64 * 1024 * 1024,
+        resources_max: 10_000,
+        rules_max: 10_000,
+        name_bytes_max: 256,
+        cpu_interval_ms: 1_000,
+    };
+
+    /// The setting called `name`, if it is a number.
+    fn number_mut(&mut self, name: &str) -> Option<&mut u32> {
+        Some(match name {
+            "decisionsTtlMs" => &mut self.decisions_ttl_ms,
+            "flushMs" => &mut self.flush_ms,
+            "refreshMs" => &mut self.refresh_ms,
+            "workerTtlMs" => &mut self.worker_ttl_ms,
+            "orphanTtlMs" => &mut self.orphan_ttl_ms,
+            "waitingMax" => &mut self.waiting_max,
+            "paramTableBytes" => &mut self.param_table_bytes,
+            "resourcesMax" => &mut self.resources_max,
+            "rulesMax" => &mut self.rules_max,
+            "nameBytesMax" => &mut self.name_bytes_max,
+            "cpuIntervalMs" => &mut self.cpu_interval_ms,
+            _ => return None,
+        })
+    }
+
+    fn read(configuration: &mut Fields<'_, '_>) -> Self {
+        let mut settings = Self::DEFAULT;
+        let known: Vec<&'static str> =
+            SETTINGS.iter().map(|setting| setting.name).chain(["beforeFirstRules"]).collect();
+        let Some(mut fields) = configuration.inside("settings", &known) else {
+            return settings;
+        };
+        for setting in SETTINGS {
+            if let Some(number) = fields.whole_u32(setting.name, setting.min..=setting.max)
+                && let Some(place) = settings.number_mut(setting.name)
+            {
+                *place = number;
+            }
+        }
+        settings.before_first_rules = before_first_rules(&mut fields).unwrap_or_default();
+        settings
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl ServiceConfig {
+    /// Reads the configuration of the service, or says everything that is wrong with it.
+    pub fn from_node(node: &Node) -> Result<Self, Refusals> {
+        let site = Site::of_source(SOURCE);
+        let mut refusals = Refusals::default();
+        let mut config = Self { series_max: SERIES_MAX.default, ..Self::default() };
+        let Some(mut fields) = Fields::open(node, "", SERVICE_FIELDS, &site, &mut refusals) else {
+            return Err(refusals);
+        };
+        config.settings = Settings::read(&mut fields);
+        for later in ["sources", "envoyStats"] {
+            fields.not_run(later);
+        }
+        if let Some(mut metrics) = fields.inside("metrics", METRICS_FIELDS) {
+            let name_bytes_max = usize::try_from(config.settings.name_bytes_max).unwrap_or(usize::MAX);
+            let resources_max = usize::try_from(config.settings.resources_max).unwrap_or(usize::MAX);
+            for Text { field, position, text } in metrics.texts("resources", resources_max) {
+                if text.is_empty() || text.len() > name_bytes_max {
+                    let found = format!("{} bytes long", text.len());
+                    let allowed = format!("1 to {name_bytes_max} (nameBytesMax)");
+                    metrics.refuse_at(position, &field, Reason::Mismatch { found, allowed });
+                }
+                config.metrics_resources.push(text.to_string());
+            }
+            let series = metrics.whole_u32(SERIES_MAX.name, SERIES_MAX.min..=SERIES_MAX.max);
+            config.series_max = series.unwrap_or(SERIES_MAX.default);
+        }
+        let documents = fields.list("rules");
+        match compile_set(&[Source { name: SOURCE, documents }], &config.settings) {
+            Ok(rules) => config.rules = rules,
+            Err(more) => refusals.append(more),
+        }
+        refusals.or(config)
+    }
+}
+
+impl FilterConfig {
+    /// Reads the configuration of the filter, or says everything that is wrong with it.
+    pub fn from_node(node: &Node) -> Result<Self, Refusals> {
+        let site = Site::of_source(SOURCE);
+        let mut refusals = Refusals::default();
+        let mut config = Self::default();
+        let Some(mut fields) = Fields::open(node, "", FILTER_FIELDS, &site, &mut refusals) else {
+            return Err(refusals);
+        };
+        if let Some(mut resource) = fields.inside("resource", RESOURCE_FIELDS) {
+            config.resource = resource_config(&mut resource);
+        }
+        config.origin = origin(&mut fields);
+        config.args = args(&mut fields);
+        for later in ["rules", "replyCluster"] {
+            fields.not_run(later);
+        }
+        config.expose_rule = fields.flag("exposeRule").unwrap_or(true);
+        config.before_first_rules = before_first_rules(&mut fields);
+        // As good as beside it: that is where the service's configuration has it.
+        if let Some(mut settings) = fields.inside("settings", &["beforeFirstRules"]) {
+            config.before_first_rules = before_first_rules(&mut settings).or(config.before_first_rules);
+        }
+        refusals.or(config)
+    }
+}
+
+impl Default for FilterConfig {
+    fn default() -> Self {
+        Self {
+            resource: ResourceConfig::default(),
+            origin: None,
+            args: Vec::new(),
+            expose_rule: true,
+            before_first_rules: None,
+        }
+    }
+}
+
+/// What errors call the configuration that Envoy hands over.
+const SOURCE: &str = "configuration";
+
+static BEFORE_FIRST_RULES: &[Choice<BeforeFirstRules>] =
+    &[Choice::named("pass", BeforeFirstRules::Pass), Choice::named("block", BeforeFirstRules::Block)];
+
+fn before_first_rules(fields: &mut Fields<'_, '_>) -> Option<BeforeFirstRules> {
+    fields.choice("beforeFirstRules", BEFORE_FIRST_RULES).map(|choice| choice.value)
+}
+
+fn resource_config(fields: &mut Fields<'_, '_>) -> ResourceConfig {
+    let from = resource_from(fields).unwrap_or_default();
+    let mut templates = Vec::new();
+    for Text { field, position, text } in fields.texts("templates", TEMPLATES_MAX) {
+        match Template::parse(text) {
+            Ok(template) => templates.push(template),
+            Err(error) => {
+                let found = format!("{}, {}", Node::new(Value::String(text.to_string())).describe(), error.problem());
+                let allowed = TemplateError::ALLOWED.to_string();
+                fields.refuse_at(position, &field, Reason::Mismatch { found, allowed });
+            }
+        }
+    }
+    if !templates.is_empty() && !matches!(from, ResourceFrom::MethodPath | ResourceFrom::Path) {
+        let found = "a list".to_string();
+        let allowed = "left out, unless `from` is method_path or path".to_string();
+        fields.refuse("templates", Reason::Mismatch { found, allowed });
+    }
+    fields.not_run("name");
+    ResourceConfig::new(from, templates)
+}
+
+fn resource_from(fields: &mut Fields<'_, '_>) -> Option<ResourceFrom> {
+    const ALLOWED: &str = "method_path, path, route, cluster, authority or {header: a-name}";
+
+    let node = fields.node("from")?;
+    let Value::String(text) = &node.value else {
+        return header(fields, "from", ALLOWED).map(ResourceFrom::Header);
+    };
+    let from = match text.as_str() {
+        "method_path" => ResourceFrom::MethodPath,
+        "path" => ResourceFrom::Path,
+        "route" => ResourceFrom::Route,
+        "cluster" => ResourceFrom::Cluster,
+        "authority" => ResourceFrom::Authority,
+        _ => {
+            fields.mismatch("from", ALLOWED);
+            return None;
+        }
+    };
+    Some(from)
+}
+
+fn origin(fields: &mut Fields<'_, '_>) -> Option<Origin> {
+    const ALLOWED: &str = "client_ip or {header: a-name}";
+
+    let node = fields.node("origin")?;
+    match &node.value {
+        Value::String(text) if text == "client_ip" => Some(Origin::ClientIp),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Int(_)
+        | Value::Float(_)
+        | Value::String(_)
+        | Value::List(_)
+        | Value::Map(_) => header(fields, "origin", ALLOWED).map(Origin::Header),
+    }
+}
+
+/// The header in `{header: a-name}`, in lower case, which is how Envoy hands headers over.
+fn header(fields: &mut Fields<'_, '_>, name: &str, allowed: &str) -> Option<String> {
+    let node = fields.node(name)?;
+    if !matches!(node.value, Value::Map(_)) {
+        fields.mismatch(name, allowed);
+        return None;
+    }
+    let mut map = fields.inside(name, &["header"])?;
+    map.require("header");
+    let header = map.text("header")?;
+    if !is_header_name(header) {
+        map.mismatch("header", "a header's name");
+        return None;
+    }
+    Some(header.to_ascii_lowercase())
+}
+
+fn args(fields: &mut Fields<'_, '_>) -> Vec<Param> {
+    let mut args = Vec::new();
+    for Text { field, position, text } in fields.texts("args", ARGS_MAX) {
+        match Param::parse(text) {
+            Some(param) => args.push(param),
+            None => {
+                let found = Node::new(Value::String(text.to_string())).describe();
+                let allowed = Param::ALLOWED.to_string();
+                fields.refuse_at(position, &field, Reason::Mismatch { found, allowed });
+            }
+        }
+    }
+    args
+}
+
+impl Param {
+    const ALLOWED: &'static str =
+        "header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip";
+
+    /// `header:x-user`, `query:user`, `cookie:sid`, `client_ip`, `path_segment:2`.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text == "client_ip" {
+            return Some(Self::ClientIp);
+        }
+        let (what, name) = text.split_once(':')?;
+        match what {
+            "header" if is_header_name(name) => Some(Self::Header(name.to_ascii_lowercase())),
+            "query" if is_param_name(name) => Some(Self::Query(name.to_string())),
+            "cookie" if is_param_name(name) => Some(Self::Cookie(name.to_string())),
+            "path_segment" => {
+                let number = name.parse().ok().filter(|number| (1..=1_000).contains(number))?;
+                Some(Self::PathSegment(number))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn is_param_name(name: &str) -> bool {
+    (1..=256).contains(&name.len()) && name.chars().all(|c| !c.is_control())
+}

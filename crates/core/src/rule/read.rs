@@ -1,0 +1,314 @@
+//! Reading a map field by field: what is wrong is noted, and reading goes on.
+//!
+//! So one look at a bad file says everything that is wrong with it. A reader's `None` means "absent or
+//! refused"; the caller goes on with the default, since nothing that was refused is ever used.
+
+use alloc::{
+    format,
+    string::{String, ToString as _},
+    vec::Vec,
+};
+use core::ops::RangeInclusive;
+
+use crate::rule::{
+    error::{Reason, Refusal, Refusals, Site},
+    node::{Map, Node, Position, Value, WHOLE_MAX},
+};
+
+/// A map that is being read.
+#[derive(Debug)]
+pub(crate) struct Fields<'a, 'r> {
+    map: &'a Map,
+    position: Option<Position>,
+    /// What stands before a field's name in errors: empty, or a path that ends with a dot.
+    path: String,
+    site: &'r Site,
+    refusals: &'r mut Refusals,
+}
+
+/// One value that a field may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice<T> {
+    /// As rule documents write it.
+    pub(crate) name: &'static str,
+    /// As sentinel-golang's JSON writes it.
+    pub(crate) number: Option<i64>,
+    /// What it means.
+    pub(crate) value: T,
+}
+
+impl<T> Choice<T> {
+    /// A choice that has a name only.
+    pub(crate) const fn named(name: &'static str, value: T) -> Self {
+        Self { name, number: None, value }
+    }
+
+    /// A choice that sentinel-golang also writes as a number.
+    pub(crate) const fn numbered(name: &'static str, number: i64, value: T) -> Self {
+        Self { name, number: Some(number), value }
+    }
+}
+
+impl<'a, 'r> Fields<'a, 'r> {
+    /// Opens `node` as a map whose fields are `known`; refuses what is no map, and each field that is
+    /// not known. `path` is where it stands: empty, or with a dot at its end.
+    pub(crate) fn open(
+        node: &'a Node,
+        path: &str,
+        known: &[&'static str],
+        site: &'r Site,
+        refusals: &'r mut Refusals,
+    ) -> Option<Self> {
+        let Value::Map(map) = &node.value else {
+            let field = path.trim_end_matches('.').to_string();
+            let reason = Reason::Mismatch { found: node.describe(), allowed: "a map".to_string() };
+            refusals.push(Refusal { site: site.at(node.position), field, reason });
+            return None;
+        };
+        let mut fields = Self { map, position: node.position, path: path.to_string(), site, refusals };
+        for entry in map.entries() {
+            if !known.contains(&entry.key.as_str()) {
+                let reason = Reason::Unknown { near: near(&entry.key, known) };
+                fields.refuse_at(entry.position, &entry.key, reason);
+            }
+        }
+        Some(fields)
+    }
+
+    /// The field `name`, if it says anything.
+    pub(crate) fn node(&self, name: &str) -> Option<&'a Node> {
+        self.map.get(name)
+    }
+
+    /// Refuses the field `name`.
+    pub(crate) fn refuse(&mut self, name: &str, reason: Reason) {
+        let position = self.node(name).and_then(|node| node.position);
+        self.refuse_at(position, name, reason);
+    }
+
+    /// Refuses the field `name`, which is not as `allowed` says.
+    pub(crate) fn mismatch(&mut self, name: &str, allowed: &str) {
+        let found = self.node(name).map_or_else(|| "nothing".to_string(), Node::describe);
+        self.refuse(name, Reason::Mismatch { found, allowed: allowed.to_string() });
+    }
+
+    /// Refuses the field `name` if it says nothing.
+    pub(crate) fn require(&mut self, name: &str) {
+        if self.node(name).is_none() {
+            self.refuse(name, Reason::Missing);
+        }
+    }
+
+    /// Refuses the field `name`, if it says anything, as one for a later version.
+    pub(crate) fn not_run(&mut self, name: &str) {
+        if self.node(name).is_some() {
+            self.refuse(name, Reason::NotRun { found: None });
+        }
+    }
+
+    /// Text.
+    pub(crate) fn text(&mut self, name: &str) -> Option<&'a str> {
+        match &self.node(name)?.value {
+            Value::String(text) => Some(text),
+            Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
+                self.mismatch(name, "text: put it in quotes");
+                None
+            }
+            Value::List(_) | Value::Map(_) => {
+                self.mismatch(name, "text");
+                None
+            }
+        }
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn flag(&mut self, name: &str) -> Option<bool> {
+        if let Value::Bool(flag) = self.node(name)?.value {
+            return Some(flag);
+        }
+        self.mismatch(name, "true or false");
+        None
+    }
+
+    /// A number of at least 0 and at most 2⁵³.
+    pub(crate) fn number(&mut self, name: &str) -> Option<f64> {
+        let number = as_number(self.node(name)?);
+        match number {
+            Some(number) if (0.0..=WHOLE_MAX).contains(&number) => Some(number),
+            Some(number) if number > WHOLE_MAX && number.is_finite() => {
+                self.mismatch(name, "at most 2^53");
+                None
+            }
+            Some(number) if number < 0.0 && number.is_finite() => {
+                self.mismatch(name, "0 or more");
+                None
+            }
+            Some(_) | None => {
+                self.mismatch(name, "a number of 0 or more");
+                None
+            }
+        }
+    }
+
+    /// A whole number in `range`.
+    pub(crate) fn whole(&mut self, name: &str, range: RangeInclusive<i64>) -> Option<i64> {
+        match as_whole(self.node(name)?) {
+            Some(number) if range.contains(&number) => Some(number),
+            Some(_) | None => {
+                let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+                self.mismatch(name, &allowed);
+                None
+            }
+        }
+    }
+
+    /// A whole number in `range`, which lies in 0 to [`u32::MAX`].
+    pub(crate) fn whole_u32(&mut self, name: &str, range: RangeInclusive<u32>) -> Option<u32> {
+        let range = i64::from(*range.start())..=i64::from(*range.end());
+        self.whole(name, range).and_then(|number| u32::try_from(number).ok())
+    }
+
+    /// One of `choices`, by name or number.
+    pub(crate) fn choice<T>(&mut self, name: &str, choices: &'static [Choice<T>]) -> Option<&'static Choice<T>> {
+        let node = self.node(name)?;
+        let choice = match &node.value {
+            Value::String(text) => choices.iter().find(|choice| choice.name == text),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Int(_)
+            | Value::Float(_)
+            | Value::List(_)
+            | Value::Map(_) => as_whole(node)
+                .and_then(|number| choices.iter().find(|choice| choice.number == Some(number))),
+        };
+        if choice.is_none() {
+            let names = choices.iter().map(|choice| match choice.number {
+                Some(number) => format!("{} ({number})", choice.name),
+                None => choice.name.to_string(),
+            });
+            let allowed = one_of(&names.collect::<Vec<_>>());
+            self.mismatch(name, &allowed);
+        }
+        choice
+    }
+
+    /// The values of a list, with the path of each; none if the field is absent.
+    pub(crate) fn list(&mut self, name: &str) -> &'a [Node] {
+        match self.node(name).map(|node| &node.value) {
+            Some(Value::List(list)) => list,
+            Some(
+                Value::Null
+                | Value::Bool(_)
+                | Value::Int(_)
+                | Value::Float(_)
+                | Value::String(_)
+                | Value::Map(_),
+            ) => {
+                self.mismatch(name, "a list");
+                &[]
+            }
+            None => &[],
+        }
+    }
+
+    /// The texts of a list of at most `most`, each with its path (`name[3]`) and its position.
+    pub(crate) fn texts(&mut self, name: &str, most: usize) -> Vec<Text<'a>> {
+        let list = self.list(name);
+        if list.len() > most {
+            self.refuse(name, Reason::TooMany { found: list.len(), most, bound: "a fixed bound" });
+            return Vec::new();
+        }
+        let mut texts = Vec::with_capacity(list.len());
+        for (index, node) in list.iter().enumerate() {
+            let field = format!("{name}[{index}]");
+            if let Value::String(text) = &node.value {
+                texts.push(Text { field, position: node.position, text });
+            } else {
+                let reason = Reason::Mismatch { found: node.describe(), allowed: "text".to_string() };
+                self.refuse_at(node.position, &field, reason);
+            }
+        }
+        texts
+    }
+
+    /// Opens the field `name` as a map whose fields are `known`.
+    pub(crate) fn inside(&mut self, name: &str, known: &[&'static str]) -> Option<Fields<'a, '_>> {
+        let node = self.node(name)?;
+        let path = format!("{}{name}.", self.path);
+        Fields::open(node, &path, known, self.site, self.refusals)
+    }
+
+    /// Refuses the field `name`, which stands at `position`.
+    pub(crate) fn refuse_at(&mut self, position: Option<Position>, name: &str, reason: Reason) {
+        let site = self.site.at(position.or(self.position));
+        self.refusals.push(Refusal { site, field: format!("{}{name}", self.path), reason });
+    }
+}
+
+/// Text in a list.
+#[derive(Debug)]
+pub(crate) struct Text<'a> {
+    /// The path of the text.
+    pub(crate) field: String,
+    /// Where it stands.
+    pub(crate) position: Option<Position>,
+    /// The text.
+    pub(crate) text: &'a str,
+}
+
+/// `a`, `a or b`, `a, b or c`.
+pub(crate) fn one_of<T: AsRef<str>>(names: &[T]) -> String {
+    let mut text = String::new();
+    for (index, name) in names.iter().enumerate() {
+        if index > 0 {
+            text.push_str(if index + 1 == names.len() { " or " } else { ", " });
+        }
+        text.push_str(name.as_ref());
+    }
+    text
+}
+
+/// The name of `known` that `name` is probably a slip of: the same letters in another case, or with at
+/// most two changes.
+pub(crate) fn near(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    const BYTES_MAX: usize = 40;
+
+    if name.len() > BYTES_MAX {
+        return None;
+    }
+    let changes = |known: &&'static str| {
+        if known.eq_ignore_ascii_case(name) { 0 } else { distance(name.as_bytes(), known.as_bytes()) }
+    };
+    // Of a short name two changes would leave nothing.
+    let allowed = (name.len() / 3).min(2);
+    known.iter().copied().min_by_key(changes).filter(|known| changes(known) <= allowed)
+}
+
+/// How many bytes to insert, remove or replace to make `b` of `a` (Levenshtein).
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (index, byte) in a.iter().enumerate() {
+        let mut left = index + 1;
+        let mut below = Vec::with_capacity(row.len());
+        below.push(left);
+        for ((diagonal, above), other) in row.iter().zip(row.iter().skip(1)).zip(b) {
+            left = (left + 1).min(above + 1).min(diagonal + usize::from(byte != other));
+            below.push(left);
+        }
+        row = below;
+    }
+    row.last().copied().unwrap_or(a.len())
+}
+
+fn as_number(node: &Node) -> Option<f64> {
+    match node.value {
+        #[expect(clippy::cast_precision_loss, reason = "what is over 2^53 is refused, exact or not")]
+        Value::Int(number) => Some(number as f64),
+        Value::Float(number) => Some(number),
+        Value::Null | Value::Bool(_) | Value::String(_) | Value::List(_) | Value::Map(_) => None,
+    }
+}
+
+fn as_whole(node: &Node) -> Option<i64> {
+    if let Value::Int(number) = node.value { Some(number) } else { None }
+}

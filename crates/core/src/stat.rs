@@ -1,0 +1,238 @@
+//! What the service counts: global windows per resource.
+//!
+//! A [`LeapArray`] is a ring of buckets, each stamped with the slice it counts. A bucket whose stamp is
+//! out of date is empty by definition, so nothing has to run when time passes: not on a tick, not for a
+//! quiet resource, not after the main thread was held for a second. Source of the arithmetic:
+//! sentinel-golang `core/stat/base/leap_array.go` and `sliding_window_metric.go`.
+
+use alloc::{boxed::Box, vec};
+
+use crate::{
+    time::{Nanos, Span},
+    window::BucketId,
+};
+
+/// A ring of buckets over the last slices of time.
+#[derive(Clone, Debug)]
+pub struct LeapArray<B> {
+    bucket_ns: u64,
+    buckets: Box<[(BucketId, B)]>,
+}
+
+/// What a bucket holds: something that can be added up.
+pub trait Tally: Copy + Default {
+    /// Adds all of `other`; saturates.
+    fn add(&mut self, other: &Self);
+}
+
+/// What happened to a resource in one slice of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MetricBucket {
+    /// Requests admitted.
+    pub pass: u64,
+    /// Requests refused.
+    pub block: u64,
+    /// Requests that have ended.
+    pub complete: u64,
+    /// Requests that have ended as errors.
+    pub error: u64,
+    /// The sum of response times, in milliseconds.
+    pub rt_ms: u64,
+}
+
+/// Response times by size: four classes to a power of two, so that a quantile is at most a quarter over.
+///
+/// The classes of [`class_of`] go up to 35 minutes; what is longer counts in the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RtHistogram(pub [u32; RT_CLASSES]);
+
+/// How many classes a [`RtHistogram`] has.
+pub const RT_CLASSES: usize = 80;
+
+impl<B: Tally> LeapArray<B> {
+    /// An empty ring of `buckets` slices of `bucket` each, both at least 1.
+    pub fn new(bucket: Span, buckets: usize) -> Self {
+        // The impossible stamp: no slice of our time has it.
+        let empty = (BucketId::new(u64::MAX), B::default());
+        Self { bucket_ns: bucket.get().max(1), buckets: vec![empty; buckets.max(1)].into_boxed_slice() }
+    }
+
+    /// Adds to the slice of `now`. Counts of a slice that the ring has left are dropped.
+    pub fn add(&mut self, now: Nanos, counts: &B) {
+        let slice = self.slice_at(now);
+        let index = self.index_of(slice);
+        let Some((stamp, bucket)) = self.buckets.get_mut(index) else { return };
+        if *stamp != slice {
+            if stamp.get() != u64::MAX && *stamp > slice {
+                return;
+            }
+            (*stamp, *bucket) = (slice, B::default());
+        }
+        bucket.add(counts);
+    }
+
+    /// The sum of the last `slices` slices, the current one included.
+    pub fn sum(&self, now: Nanos, slices: u64) -> B {
+        let current = self.slice_at(now);
+        let mut sum = B::default();
+        for (stamp, bucket) in &self.buckets {
+            if *stamp <= current && stamp.age_at(current) < slices {
+                sum.add(bucket);
+            }
+        }
+        sum
+    }
+
+    fn slice_at(&self, now: Nanos) -> BucketId {
+        BucketId::new(now.get() / self.bucket_ns)
+    }
+
+    fn index_of(&self, slice: BucketId) -> usize {
+        usize::try_from(slice.get() % self.buckets.len() as u64).unwrap_or(0)
+    }
+}
+
+impl MetricBucket {
+    /// The average response time in whole milliseconds, rounded down; 0 if nothing has ended.
+    pub fn rt_avg_ms(&self) -> u64 {
+        self.rt_ms.checked_div(self.complete).unwrap_or(0)
+    }
+}
+
+impl Tally for MetricBucket {
+    fn add(&mut self, other: &Self) {
+        self.pass = self.pass.saturating_add(other.pass);
+        self.block = self.block.saturating_add(other.block);
+        self.complete = self.complete.saturating_add(other.complete);
+        self.error = self.error.saturating_add(other.error);
+        self.rt_ms = self.rt_ms.saturating_add(other.rt_ms);
+    }
+}
+
+impl RtHistogram {
+    /// The response time that `percent` of the requests did not exceed, in milliseconds: the upper end of
+    /// the class it falls in; 0 if nothing was counted.
+    pub fn quantile_ms(&self, percent: u32) -> u64 {
+        let total: u64 = self.0.iter().copied().map(u64::from).sum();
+        let rank = (total * u64::from(percent.min(100))).div_ceil(100);
+        let mut counted = 0;
+        for (class, count) in self.0.iter().enumerate() {
+            counted += u64::from(*count);
+            if counted >= rank && counted > 0 {
+                return class_end_ms(class);
+            }
+        }
+        0
+    }
+}
+
+impl Tally for RtHistogram {
+    fn add(&mut self, other: &Self) {
+        for (sum, count) in self.0.iter_mut().zip(other.0) {
+            *sum = sum.saturating_add(count);
+        }
+    }
+}
+
+impl Default for RtHistogram {
+    fn default() -> Self {
+        Self([0; RT_CLASSES])
+    }
+}
+
+/// The class that a response time falls in, below [`RT_CLASSES`].
+pub fn class_of(rt_ms: u64) -> usize {
+    let class = if rt_ms < 4 {
+        rt_ms
+    } else {
+        // Four classes to a power of two: the two bits after the leading one.
+        let power = u64::from(rt_ms.ilog2());
+        (power - 1) * 4 + ((rt_ms >> (power - 2)) & 3)
+    };
+    usize::try_from(class).unwrap_or(RT_CLASSES).min(RT_CLASSES - 1)
+}
+
+/// The largest response time of a class.
+fn class_end_ms(class: usize) -> u64 {
+    let class = class as u64;
+    if class < 4 {
+        return class;
+    }
+    let power = class / 4 + 1;
+    let step = 1_u64 << (power - 2);
+    (1 << power) + (class % 4 + 1) * step - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: u64) -> Nanos {
+        Nanos::from_millis(millis)
+    }
+
+    fn one_pass() -> MetricBucket {
+        MetricBucket { pass: 1, ..MetricBucket::default() }
+    }
+
+    #[test]
+    fn a_count_leaves_when_its_slice_is_a_whole_window_old() {
+        let mut array = LeapArray::new(Span::from_millis(500), 20);
+        array.add(at(0), &one_pass());
+
+        assert_eq!(array.sum(at(999), 2).pass, 1);
+        assert_eq!(array.sum(at(1_000), 2).pass, 0);
+        assert_eq!(array.sum(at(1_000), 20).pass, 1);
+    }
+
+    #[test]
+    fn what_is_late_does_not_wipe_out_what_is_new() {
+        let mut array = LeapArray::new(Span::from_millis(500), 2);
+        array.add(at(1_000), &one_pass());
+        array.add(at(0), &one_pass());
+
+        assert_eq!(array.sum(at(1_000), 2).pass, 1);
+    }
+
+    #[test]
+    fn a_quantile_is_at_most_a_quarter_over() {
+        for rt_ms in [0, 1, 3, 4, 5, 7, 8, 63, 64, 100, 1_000, 65_535, 1_000_000] {
+            let end = class_end_ms(class_of(rt_ms));
+            assert!(end >= rt_ms && end <= rt_ms + rt_ms / 4, "{rt_ms} in a class that ends at {end}");
+        }
+    }
+
+    #[test]
+    fn a_quantile_names_the_class_in_which_it_lies() {
+        let mut histogram = RtHistogram::default();
+        for (rt_ms, count) in [(1, 98), (100, 1), (1_000, 1)] {
+            histogram.0[class_of(rt_ms)] += count;
+        }
+
+        assert_eq!(histogram.quantile_ms(50), 1);
+        assert_eq!(histogram.quantile_ms(99), class_end_ms(class_of(100)));
+        assert_eq!(RtHistogram::default().quantile_ms(99), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn however_time_passes_the_sum_is_what_a_list_of_all_counts_says(
+            steps in prop::collection::vec((0u64..900, 0u64..5), 1..100),
+        ) {
+            let mut array = LeapArray::new(Span::from_millis(500), 20);
+            let mut list: Vec<(u64, u64)> = Vec::new();
+            let mut now = 0;
+            for (advance, pass) in steps {
+                now += advance;
+                array.add(at(now), &MetricBucket { pass, ..MetricBucket::default() });
+                list.push((now / 500, pass));
+                let by_hand: u64 = list.iter().filter(|(slice, _)| now / 500 - slice < 2).map(|(_, pass)| pass).sum();
+                prop_assert_eq!(array.sum(at(now), 2).pass, by_hand);
+            }
+        }
+    }
+}

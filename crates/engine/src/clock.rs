@@ -1,0 +1,59 @@
+//! One clock for all VMs.
+//!
+//! The first instance of a process puts `t0 = wall − monotonic` into shared data; everybody's now is
+//! monotonic time plus that `t0`. So a step of the wall clock moves nothing, and no VM is ahead of
+//! another. The key for hashing names is put beside it, for the same reason: all must agree.
+
+use core::hash::Hasher as _;
+
+use sentinel_core::time::Nanos;
+use sentinel_wire::{key::Key, workers::Seeds};
+use siphasher::sip::SipHasher13;
+
+use crate::{
+    host::Host,
+    shared::{Shared, Then},
+};
+
+/// What all VMs of a process agree on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    seeds: Seeds,
+}
+
+impl Clock {
+    /// Takes the process's seeds, or plants them. Without shared data this VM is on its own: its own seeds
+    /// then, which disagree with nobody it could talk to.
+    pub(crate) fn agree<H: Host>(host: &mut H, shared: &mut Shared) -> Self {
+        let mut hash_key = [0; 16];
+        let (low, high) = hash_key.split_at_mut(8);
+        low.copy_from_slice(&host.random().to_le_bytes());
+        high.copy_from_slice(&host.random().to_le_bytes());
+        let own = Seeds { t0_ns: host.wall_ns().saturating_sub(host.monotonic_ns()), hash_key };
+
+        let agreed = shared.update(host, Key::Seeds, |found, written| {
+            match found.map(Seeds::decode) {
+                Some(Ok(seeds)) => (Then::Keep, seeds),
+                // A layout of another version: its time is all the same `wall − monotonic`.
+                Some(Err(_)) => (Then::Keep, own),
+                None => {
+                    own.encode(written);
+                    (Then::Write, own)
+                }
+            }
+        });
+        Self { seeds: agreed.map_or(own, |updated| updated.result) }
+    }
+
+    /// The shared clock's time.
+    pub(crate) fn now<H: Host>(&self, host: &mut H) -> Nanos {
+        Nanos::new(host.monotonic_ns().saturating_add(self.seeds.t0_ns))
+    }
+
+    /// The process's hash of a name.
+    pub(crate) fn hash(&self, name: &[u8]) -> u64 {
+        let mut hasher = SipHasher13::new_with_key(&self.seeds.hash_key);
+        hasher.write(name);
+        hasher.finish()
+    }
+}

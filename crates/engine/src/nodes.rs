@@ -1,0 +1,370 @@
+//! What one worker has counted, per resource, and what of it others know.
+//!
+//! Running totals since the worker's start. They go two ways: what is new is added to Envoy's counters
+//! at every flush, and the totals themselves travel in frames until the service has acknowledged them.
+//! A node outlives its resource's rules for as long as a request is open or a count unreported.
+
+use alloc::{rc::Rc, string::ToString as _, vec::Vec};
+
+use sentinel_core::stat::{MetricBucket, RT_CLASSES, Tally as _, class_of};
+use sentinel_wire::frame::{FRAME_ENTRIES_MAX, FrameEntry};
+
+use crate::{
+    host::{Meter, MetricKind},
+    rulebook::RuleBook,
+    telemetry::{Metric, OTHER, Total, of_resource},
+};
+
+/// The node of everything that has no name of its own.
+pub(crate) const OTHER_NODE: u32 = 0;
+
+/// Statistics that one resource takes up: four counters, one histogram, six gauges.
+pub(crate) const SERIES_PER_RESOURCE: u32 = 11;
+
+/// Statistics that one rule takes up: its refusals and its threshold.
+pub(crate) const SERIES_PER_RULE: u32 = 2;
+
+/// All of one worker's counters.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    nodes: Vec<Node>,
+    /// Nodes whose counters Envoy does not have yet.
+    unreported: Vec<u32>,
+    /// Nodes that the service has not acknowledged as they are now.
+    unacknowledged: Vec<u32>,
+    /// Nodes whose resource the rule set no longer names.
+    retired: Vec<u32>,
+    free: Vec<u32>,
+    /// The proxy's totals.
+    proxy: Series,
+    proxy_totals: MetricBucket,
+    /// What resources without series of their own have counted: shown under `other`.
+    shared_totals: MetricBucket,
+}
+
+#[derive(Debug)]
+struct Node {
+    name: Rc<str>,
+    hash: u64,
+    totals: MetricBucket,
+    in_flight: u64,
+    /// Response times by class; empty until a request has ended.
+    histogram: Vec<u64>,
+    series: Series,
+    has_series: bool,
+    reported: bool,
+    /// On the list of the unacknowledged.
+    listed: bool,
+    /// The first frame that carried the node as it is now; 0 if none has.
+    sent_in: u64,
+    /// Whether this service has acknowledged a frame with the name.
+    name_known: bool,
+    retired: bool,
+}
+
+/// The counters and the histogram of one view.
+#[derive(Debug, Default)]
+struct Series {
+    pass: Total,
+    block: Total,
+    complete: Total,
+    error: Total,
+    rt: Metric,
+}
+
+impl Nodes {
+    /// Just the node of `other`, whose name hashes to `hash`.
+    pub(crate) fn new(hash: u64) -> Self {
+        Self {
+            nodes: Vec::from([Node::new(OTHER.into(), hash, true)]),
+            unreported: Vec::from([OTHER_NODE]),
+            unacknowledged: Vec::new(),
+            retired: Vec::new(),
+            free: Vec::new(),
+            proxy: Series::default(),
+            proxy_totals: MetricBucket::default(),
+            shared_totals: MetricBucket::default(),
+        }
+    }
+
+    /// Gives each resource of a new rule set its node, and retires those that it does not name.
+    pub(crate) fn take_up(&mut self, book: &mut RuleBook) {
+        let mut series_left = book.series_max.saturating_sub(SERIES_PER_RESOURCE);
+        for node in self.nodes.iter_mut().skip(1) {
+            node.retired = true;
+        }
+        let mut by_hash: Vec<(u64, u32)> = (0..).zip(&self.nodes).skip(1).map(|(i, node)| (node.hash, i)).collect();
+        by_hash.retain(|(_, index)| !self.free.contains(index));
+        by_hash.sort_unstable();
+        for resource in &mut book.resources {
+            let rules = u32::try_from(resource.rules.len()).unwrap_or(u32::MAX);
+            let wanted = rules.saturating_mul(SERIES_PER_RULE).saturating_add(SERIES_PER_RESOURCE);
+            let has_series = series_left >= wanted;
+            if has_series {
+                series_left -= wanted;
+            }
+            for &index in resource.rules.iter() {
+                if let Some(state) = usize::try_from(index).ok().and_then(|index| book.rules.get_mut(index)) {
+                    state.has_series = has_series;
+                }
+            }
+            let known = by_hash
+                .get(by_hash.partition_point(|(hash, _)| *hash < resource.hash)..)
+                .unwrap_or_default()
+                .iter()
+                .take_while(|(hash, _)| *hash == resource.hash)
+                .find(|(_, index)| self.node(*index).is_some_and(|node| node.name == resource.name));
+            resource.node = if *resource.name == *OTHER {
+                OTHER_NODE
+            } else {
+                match known {
+                    Some((_, index)) => *index,
+                    None => self.insert(Node::new(Rc::clone(&resource.name), resource.hash, has_series)),
+                }
+            };
+            if let Some(node) = self.node_mut(resource.node) {
+                node.retired = false;
+                node.has_series = has_series || resource.node == OTHER_NODE;
+            }
+        }
+        self.retired = (0..).zip(&self.nodes).filter(|(_, node)| node.retired).map(|(index, _)| index).collect();
+        self.retired.retain(|index| !self.free.contains(index));
+    }
+
+    /// Counts an admitted request.
+    pub(crate) fn pass(&mut self, index: u32, batch: u64) {
+        self.change(index, |node| {
+            node.totals.pass = node.totals.pass.saturating_add(batch);
+            node.in_flight = node.in_flight.saturating_add(1);
+        });
+        self.proxy_totals.pass = self.proxy_totals.pass.saturating_add(batch);
+    }
+
+    /// Counts a refused request.
+    pub(crate) fn block(&mut self, index: u32, batch: u64) {
+        self.change(index, |node| node.totals.block = node.totals.block.saturating_add(batch));
+        self.proxy_totals.block = self.proxy_totals.block.saturating_add(batch);
+    }
+
+    /// Counts the end of an admitted request.
+    pub(crate) fn complete<M: Meter>(&mut self, meter: &mut M, index: u32, batch: u64, rt_ms: u64, error: bool) {
+        let errors = if error { batch } else { 0 };
+        let ended = MetricBucket { complete: batch, error: errors, rt_ms, ..MetricBucket::default() };
+        let mut own_histogram = None;
+        self.change(index, |node| {
+            node.totals.add(&ended);
+            node.in_flight = node.in_flight.saturating_sub(1);
+            node.histogram.resize(RT_CLASSES, 0);
+            if let Some(count) = node.histogram.get_mut(class_of(rt_ms)) {
+                *count = count.saturating_add(1);
+            }
+            if node.has_series {
+                let name = &node.name;
+                own_histogram =
+                    node.series.rt.id(meter, MetricKind::Histogram, |text| of_resource(name, "rt_ms", text));
+            }
+        });
+        self.proxy_totals.add(&ended);
+        let histogram = own_histogram.or_else(|| {
+            let other = self.nodes.first_mut()?;
+            other.series.rt.id(meter, MetricKind::Histogram, |text| of_resource(OTHER, "rt_ms", text))
+        });
+        if let Some(histogram) = histogram {
+            meter.record(histogram, rt_ms);
+        }
+    }
+
+    /// Whether anything has been counted since the last [`Nodes::report`].
+    pub(crate) fn has_news(&self) -> bool {
+        !self.unreported.is_empty()
+    }
+
+    /// Adds what is new to Envoy's counters.
+    pub(crate) fn report<M: Meter>(&mut self, meter: &mut M) {
+        if self.unreported.is_empty() {
+            return;
+        }
+        let mut other_has_news = false;
+        let mut unreported = core::mem::take(&mut self.unreported);
+        for &index in &unreported {
+            let Some(node) = usize::try_from(index).ok().and_then(|index| self.nodes.get_mut(index)) else { continue };
+            node.reported = true;
+            if index == OTHER_NODE {
+                other_has_news = true;
+            } else if node.has_series {
+                let name = &node.name;
+                node.series.report(meter, &node.totals, |what, text| of_resource(name, what, text));
+            } else {
+                self.shared_totals.add(&node.series.take_unreported(&node.totals));
+                other_has_news = true;
+            }
+        }
+        if let Some(other) = self.nodes.first_mut().filter(|_| other_has_news) {
+            let mut totals = other.totals;
+            totals.add(&self.shared_totals);
+            other.series.report(meter, &totals, |what, text| of_resource(OTHER, what, text));
+        }
+        self.proxy.report(meter, &self.proxy_totals, |what, text| text.push_str(what));
+        unreported.clear();
+        self.unreported = unreported;
+    }
+
+    /// Up to [`FRAME_ENTRIES_MAX`] nodes for frame `sequence`: those that no frame has carried yet first.
+    pub(crate) fn frame_entries(&mut self, sequence: u64) -> Vec<FrameEntry> {
+        let mut due = core::mem::take(&mut self.unacknowledged);
+        due.sort_by_key(|index| self.node(*index).map_or(0, |node| node.sent_in));
+        let mut entries = Vec::with_capacity(due.len().min(FRAME_ENTRIES_MAX));
+        for &index in due.iter().take(FRAME_ENTRIES_MAX) {
+            let Some(node) = self.node_mut(index) else { continue };
+            if node.sent_in == 0 {
+                node.sent_in = sequence;
+            }
+            entries.push(node.entry());
+        }
+        self.unacknowledged = due;
+        entries
+    }
+
+    /// Whether the service does not know everything yet.
+    pub(crate) fn has_unacknowledged(&self) -> bool {
+        !self.unacknowledged.is_empty()
+    }
+
+    /// Takes in that the service has folded all frames up to `sequence`.
+    pub(crate) fn acknowledge(&mut self, sequence: u64) {
+        let nodes = &mut self.nodes;
+        self.unacknowledged.retain(|index| {
+            let Some(node) = usize::try_from(*index).ok().and_then(|index| nodes.get_mut(index)) else {
+                return false;
+            };
+            let known = node.sent_in != 0 && node.sent_in <= sequence;
+            if known {
+                node.name_known = true;
+                node.listed = false;
+            }
+            !known
+        });
+        self.bury();
+    }
+
+    /// Takes in that there is another service, which knows nothing: everything is to be sent again.
+    pub(crate) fn forget_acknowledged(&mut self) {
+        self.unacknowledged.clear();
+        for (index, node) in (0..).zip(&mut self.nodes) {
+            node.name_known = false;
+            node.sent_in = 0;
+            node.listed = node.totals != MetricBucket::default();
+            if node.listed {
+                self.unacknowledged.push(index);
+            }
+        }
+    }
+
+    /// Frees retired nodes that nobody waits for any more.
+    fn bury(&mut self) {
+        let (nodes, free) = (&mut self.nodes, &mut self.free);
+        self.retired.retain(|&index| {
+            let node = usize::try_from(index).ok().and_then(|index| nodes.get_mut(index));
+            let Some(node) = node.filter(|node| node.retired) else { return false };
+            let needed = node.in_flight > 0 || !node.reported || node.listed;
+            if !needed {
+                *node = Node::new("".into(), 0, false);
+                free.push(index);
+            }
+            needed
+        });
+    }
+
+    fn change(&mut self, index: u32, change: impl FnOnce(&mut Node)) {
+        let Some(node) = usize::try_from(index).ok().and_then(|index| self.nodes.get_mut(index)) else { return };
+        change(node);
+        node.sent_in = 0;
+        if node.reported {
+            node.reported = false;
+            self.unreported.push(index);
+        }
+        if !node.listed {
+            node.listed = true;
+            self.unacknowledged.push(index);
+        }
+    }
+
+    fn insert(&mut self, node: Node) -> u32 {
+        if let Some(index) = self.free.pop() {
+            if let Some(place) = self.node_mut(index) {
+                *place = node;
+            }
+            return index;
+        }
+        let Ok(index) = u32::try_from(self.nodes.len()) else { return OTHER_NODE };
+        self.nodes.push(node);
+        index
+    }
+
+    fn node(&self, index: u32) -> Option<&Node> {
+        self.nodes.get(usize::try_from(index).ok()?)
+    }
+
+    fn node_mut(&mut self, index: u32) -> Option<&mut Node> {
+        self.nodes.get_mut(usize::try_from(index).ok()?)
+    }
+}
+
+impl Node {
+    fn new(name: Rc<str>, hash: u64, has_series: bool) -> Self {
+        Self {
+            name,
+            hash,
+            totals: MetricBucket::default(),
+            in_flight: 0,
+            histogram: Vec::new(),
+            series: Series::default(),
+            has_series,
+            reported: true,
+            listed: false,
+            sent_in: 0,
+            name_known: false,
+            retired: false,
+        }
+    }
+
+    fn entry(&self) -> FrameEntry {
+        let counts = self.histogram.iter().zip(0_u8..);
+        FrameEntry {
+            resource: self.hash,
+            name: (!self.name_known).then(|| self.name.to_string()),
+            pass: self.totals.pass,
+            block: self.totals.block,
+            complete: self.totals.complete,
+            error: self.totals.error,
+            rt_ms: self.totals.rt_ms,
+            in_flight: self.in_flight,
+            histogram: counts.filter(|(count, _)| **count > 0).map(|(count, class)| (class, *count)).collect(),
+        }
+    }
+}
+
+impl Series {
+    fn report<M: Meter>(
+        &mut self,
+        meter: &mut M,
+        totals: &MetricBucket,
+        name: impl Fn(&str, &mut alloc::string::String),
+    ) {
+        self.pass.report(meter, totals.pass, |text| name("pass_total", text));
+        self.block.report(meter, totals.block, |text| name("block_total", text));
+        self.complete.report(meter, totals.complete, |text| name("complete_total", text));
+        self.error.report(meter, totals.error, |text| name("error_total", text));
+    }
+
+    /// What nobody has reported yet, marked as reported.
+    fn take_unreported(&mut self, totals: &MetricBucket) -> MetricBucket {
+        MetricBucket {
+            pass: self.pass.take_unreported(totals.pass),
+            block: self.block.take_unreported(totals.block),
+            complete: self.complete.take_unreported(totals.complete),
+            error: self.error.take_unreported(totals.error),
+            rt_ms: 0,
+        }
+    }
+}

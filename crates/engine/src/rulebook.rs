@@ -1,0 +1,265 @@
+//! The rule set that a worker applies, and the next one being compiled beside it.
+//!
+//! A set is taken up whole. Until then [`Upcoming`] compiles it in slices, so that no request waits for
+//! ten thousand rules; a rule whose ledger is the same in both sets keeps its lease.
+
+use alloc::{collections::BTreeMap, rc::Rc, string::String, vec::Vec};
+
+use hashbrown::HashTable;
+use sentinel_core::{
+    block::BlockType,
+    config::Settings,
+    lease::Lease,
+    ledger::RateTerms,
+    rule::Rule,
+    window::WindowShape,
+};
+use sentinel_wire::{
+    DecodeError,
+    rules::{RuleEntry, RuleSetHeader, RuleSetReader},
+};
+
+use crate::{
+    clock::Clock,
+    host::{Cas, Meter},
+    telemetry::{Total, of_rule},
+};
+
+/// How many rules are compiled in one slice of a tick: well under the 2 ms that a tick may take for it.
+const SLICE_RULES: usize = 500;
+
+/// The rule set in force.
+#[derive(Debug, Default)]
+pub(crate) struct RuleBook {
+    /// The set's version; 0 before the first.
+    pub(crate) version: u64,
+    /// Settings that came with it.
+    pub(crate) settings: Settings,
+    /// The most series that may be defined.
+    pub(crate) series_max: u32,
+    /// Rules in claim order: by kind, then by id, the same in every worker.
+    pub(crate) rules: Vec<RuleState>,
+    /// The resources that a rule or the metrics configuration names.
+    pub(crate) resources: Vec<Resource>,
+    by_name: HashTable<u32>,
+}
+
+/// One rule as a worker applies it.
+#[derive(Debug)]
+pub(crate) struct RuleState {
+    /// The rule.
+    pub(crate) rule: Rc<Rule>,
+    /// Its ledger's slot.
+    pub(crate) slot: u32,
+    /// What a claim tells the ledger.
+    pub(crate) terms: RateTerms,
+    /// What this worker holds.
+    pub(crate) lease: Lease,
+    /// The ledger as it was at the last refusal: only when it has moved can others be asked to give back.
+    pub(crate) refused_at: Option<Cas>,
+    /// Tokens that the request in hand has claimed one by one: they go back if another rule refuses it.
+    pub(crate) fresh: u64,
+    /// What this rule says to the request in hand.
+    pub(crate) answer: Answer,
+    /// Whether the rule is on the list of those that a tick looks at.
+    pub(crate) active: bool,
+    /// Requests refused, and those that a shadow rule would have refused.
+    pub(crate) blocked: u64,
+    /// How much of `blocked` Envoy has been told.
+    pub(crate) total: Total,
+    /// Whether the rule has a series of its own.
+    pub(crate) has_series: bool,
+}
+
+/// What a rule says to the request in hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Its token must be spent.
+    #[default]
+    Spend,
+    /// A shadow rule that would refuse: counted, and the request goes on.
+    WouldBlock,
+    /// The host failed, and the rule lets requests through then.
+    Waived,
+}
+
+/// A resource that has a name of its own.
+#[derive(Debug)]
+pub(crate) struct Resource {
+    /// The whole name.
+    pub(crate) name: Rc<str>,
+    /// The name's hash under the process's key.
+    pub(crate) hash: u64,
+    /// Its rules, as ascending indexes into [`RuleBook::rules`].
+    pub(crate) rules: Rc<[u32]>,
+    /// Whether somebody wants to know which of its responses were errors.
+    pub(crate) needs_status: bool,
+    /// Its counters, as an index into the worker's nodes.
+    pub(crate) node: u32,
+}
+
+/// A rule set that is being compiled.
+#[derive(Debug)]
+pub(crate) struct Upcoming {
+    header: RuleSetHeader,
+    reader: RuleSetReader,
+    rules: Vec<RuleState>,
+}
+
+impl RuleBook {
+    /// The resource of this name, if it has rules or series of its own.
+    pub(crate) fn find(&self, hash: u64, name: &[u8]) -> Option<&Resource> {
+        let is_it = |index: &u32| self.resource(*index).is_some_and(|resource| resource.name.as_bytes() == name);
+        self.by_name.find(hash, is_it).and_then(|index| self.resource(*index))
+    }
+
+    /// A rule by its place in the claim order.
+    pub(crate) fn rule_mut(&mut self, index: u32) -> Option<&mut RuleState> {
+        self.rules.get_mut(usize::try_from(index).ok()?)
+    }
+
+    fn resource(&self, index: u32) -> Option<&Resource> {
+        self.resources.get(usize::try_from(index).ok()?)
+    }
+
+    fn add_resource(&mut self, clock: &Clock, name: &str) -> Option<&mut Resource> {
+        let hash = clock.hash(name.as_bytes());
+        let is_it = |index: &u32| self.resource(*index).is_some_and(|resource| *resource.name == *name);
+        let index = match self.by_name.find(hash, is_it) {
+            Some(index) => *index,
+            None => {
+                let index = u32::try_from(self.resources.len()).ok()?;
+                let rules = Rc::from([]);
+                self.resources.push(Resource { name: name.into(), hash, rules, needs_status: false, node: 0 });
+                let resources = &self.resources;
+                let hash_of = |index: &u32| {
+                    usize::try_from(*index).ok().and_then(|index| resources.get(index)).map_or(0, |resource| resource.hash)
+                };
+                self.by_name.insert_unique(hash, index, hash_of);
+                index
+            }
+        };
+        self.resources.get_mut(usize::try_from(index).ok()?)
+    }
+}
+
+impl Upcoming {
+    /// Begins with a published set.
+    pub(crate) fn open(bytes: Vec<u8>) -> Result<Self, DecodeError> {
+        let (header, reader) = RuleSetReader::open(bytes)?;
+        Ok(Self { header, reader, rules: Vec::new() })
+    }
+
+    /// The set's version.
+    pub(crate) fn version(&self) -> u64 {
+        self.header.version
+    }
+
+    /// Compiles one slice. `true` when nothing is left to compile.
+    pub(crate) fn compile_slice(&mut self) -> Result<bool, DecodeError> {
+        for _ in 0..SLICE_RULES {
+            let Some(entry) = self.reader.next_entry()? else { return Ok(true) };
+            self.rules.push(RuleState::new(entry, self.header.version));
+        }
+        Ok(false)
+    }
+
+    /// The compiled set, with the leases of those rules of `old` that it goes on with.
+    pub(crate) fn take_up(self, clock: &Clock, old: RuleBook) -> RuleBook {
+        let mut kept: BTreeMap<(u32, u64), RuleState> =
+            old.rules.into_iter().map(|state| ((state.slot, state.terms.generation), state)).collect();
+        let mut rules = self.rules;
+        rules.sort_by(|a, b| a.rule.id().cmp(b.rule.id()));
+        for state in &mut rules {
+            if let Some(old) = kept.remove(&(state.slot, state.terms.generation)) {
+                state.go_on_from(old);
+            }
+        }
+
+        let mut book = RuleBook {
+            version: self.header.version,
+            settings: self.header.settings,
+            series_max: self.header.series_max,
+            ..RuleBook::default()
+        };
+        let mut by_resource: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        for (index, state) in (0..).zip(&rules) {
+            by_resource.entry(state.rule.resource()).or_default().push(index);
+        }
+        for (name, rules) in by_resource {
+            if let Some(resource) = book.add_resource(clock, name) {
+                resource.rules = rules.into();
+            }
+        }
+        for name in &self.header.metrics_resources {
+            if let Some(resource) = book.add_resource(clock, name) {
+                resource.needs_status = true;
+            }
+        }
+        book.rules = rules;
+        book
+    }
+}
+
+impl RuleState {
+    fn new(entry: RuleEntry, version: u64) -> Self {
+        let Rule::Flow(flow) = &entry.rule;
+        let terms = RateTerms {
+            generation: entry.generation,
+            version,
+            threshold: flow.threshold,
+            shape: WindowShape::for_flow(flow.stat_interval_ms),
+        };
+        Self {
+            rule: Rc::new(entry.rule),
+            slot: entry.slot,
+            terms,
+            lease: Lease::default(),
+            refused_at: None,
+            fresh: 0,
+            answer: Answer::Spend,
+            active: false,
+            blocked: 0,
+            total: Total::default(),
+            has_series: true,
+        }
+    }
+
+    /// Keeps what the same rule of an older set held and counted.
+    fn go_on_from(&mut self, old: Self) {
+        self.lease = old.lease;
+        if self.terms.threshold != old.terms.threshold {
+            self.lease.forget_exhaustion();
+        }
+        if self.rule.id() == old.rule.id() && self.rule.common().shadow == old.rule.common().shadow {
+            self.blocked = old.blocked;
+            self.total = old.total;
+        }
+    }
+
+    /// Whether a tick has anything to do for this rule.
+    pub(crate) fn needs_tick(&self) -> bool {
+        self.lease.is_active() || self.total.is_behind(self.blocked)
+    }
+
+    /// Tells Envoy of new refusals. What is returned has to be counted elsewhere, because this rule has no
+    /// series of its own.
+    pub(crate) fn report<M: Meter>(&mut self, meter: &mut M) -> u64 {
+        if !self.total.is_behind(self.blocked) {
+            return 0;
+        }
+        if !self.has_series {
+            return self.total.take_unreported(self.blocked);
+        }
+        let counter = if self.rule.common().shadow { "shadow_block_total" } else { "block_total" };
+        let type_name = BlockType::FlowControl.name();
+        let rule = &self.rule;
+        self.total.report(meter, self.blocked, |text| of_rule(rule.id(), Some(type_name), counter, text));
+        0
+    }
+}
+
+/// A rule set's error as a log line.
+pub(crate) fn refusal(error: DecodeError) -> String {
+    alloc::format!("the published rule set cannot be read: {error}; the last one stays in force")
+}

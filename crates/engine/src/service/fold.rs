@@ -1,0 +1,225 @@
+//! Frames folded into global windows.
+//!
+//! Each worker's totals are kept as a baseline; what a frame adds to it is what happened since. Only a
+//! frame that directly follows the last one, and is young, counts in windows: a backlog of seconds that
+//! arrives at once must not look like a burst. Every other frame moves the baseline and nothing else.
+
+use alloc::{
+    collections::BTreeMap,
+    string::String,
+    vec::Vec,
+};
+
+use sentinel_core::{
+    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram},
+    time::{Nanos, Span},
+};
+use sentinel_wire::{
+    frame::{CounterFrame, FrameEntry},
+    service::{ACKS_MAX, Ack},
+};
+
+use crate::{
+    host::Meter,
+    telemetry::{Metric, of_resource},
+};
+
+/// A frame that is older counts in no window.
+const YOUNG: Span = Span::from_millis(2_000);
+
+/// A worker that has been silent for longer is gone, and what it had in flight with it. A live one sends a
+/// frame at least every 30 s, also when it has counted nothing.
+const SILENT: Span = Span::from_millis(90_000);
+
+/// Gauges show the average of the last five seconds: workers send once a second, so that a
+/// shorter window would flicker.
+const GAUGE_SLICES: u64 = 10;
+const GAUGE_SECONDS: u64 = 5;
+
+/// The most resources that have windows. What is over is acknowledged and not counted here; its totals
+/// are in Envoy's counters all the same.
+const RESOURCES_MAX: usize = 10_000;
+
+/// Everything that the frames have said.
+#[derive(Debug, Default)]
+pub(super) struct Fold {
+    workers: BTreeMap<u64, Source>,
+    resources: BTreeMap<u64, Resource>,
+    /// Frames that never arrived, or could not be read.
+    pub(super) frames_lost: u64,
+}
+
+/// One worker, as its frames tell.
+#[derive(Debug, Default)]
+struct Source {
+    sequence: u64,
+    heard_at: Nanos,
+    baselines: BTreeMap<u64, Baseline>,
+}
+
+/// What one worker has said of one resource.
+#[derive(Debug)]
+struct Baseline {
+    totals: MetricBucket,
+    histogram: [u64; RT_CLASSES],
+    in_flight: u64,
+}
+
+/// One resource, over all workers.
+#[derive(Debug)]
+struct Resource {
+    name: String,
+    /// 10 s in slices of 500 ms.
+    seconds: LeapArray<MetricBucket>,
+    /// 60 s in slices of 1 s.
+    minute: LeapArray<MetricBucket>,
+    /// Response times of 10 s in slices of 1 s.
+    rt: LeapArray<RtHistogram>,
+    gauges: Gauges,
+}
+
+#[derive(Debug, Default)]
+struct Gauges {
+    in_flight: Metric,
+    pass_qps: Metric,
+    block_qps: Metric,
+    rt_avg_ms: Metric,
+    rt_p50_ms: Metric,
+    rt_p99_ms: Metric,
+}
+
+impl Fold {
+    /// Folds one frame.
+    pub(super) fn fold(&mut self, now: Nanos, frame: CounterFrame) {
+        let known = self.workers.contains_key(&frame.incarnation);
+        if !known && self.workers.len() >= ACKS_MAX {
+            self.forget_longest_silent();
+        }
+        let source = self.workers.entry(frame.incarnation).or_default();
+        source.heard_at = now;
+        if frame.sequence <= source.sequence {
+            return;
+        }
+        let missing = frame.sequence - source.sequence - 1;
+        // Of a worker that this service has never heard, earlier frames went to the service before it.
+        let lost = if known { missing } else { 0 };
+        self.frames_lost = self.frames_lost.saturating_add(lost);
+        source.sequence = frame.sequence;
+
+        let at = Nanos::new(frame.at_ns);
+        let counts = missing == 0 && now.since(at) <= YOUNG;
+        for entry in frame.entries {
+            let new = source.advance(&entry);
+            let hash = entry.resource;
+            if !self.resources.contains_key(&hash) {
+                // A name comes with every entry until this service has acknowledged one.
+                let Some(name) = entry.name.filter(|_| self.resources.len() < RESOURCES_MAX) else { continue };
+                self.resources.insert(hash, Resource::new(name));
+            }
+            if counts && let Some(resource) = self.resources.get_mut(&hash) {
+                resource.seconds.add(at, &new.0);
+                resource.minute.add(at, &new.0);
+                resource.rt.add(at, &new.1);
+            }
+        }
+    }
+
+    /// The newest folded frame of each worker.
+    pub(super) fn acks(&self) -> Vec<Ack> {
+        let ack = |(&incarnation, source): (&u64, &Source)| Ack { incarnation, sequence: source.sequence };
+        self.workers.iter().map(ack).collect()
+    }
+
+    /// Forgets workers that have said nothing for so long that they must be gone.
+    pub(super) fn forget_silent(&mut self, now: Nanos) {
+        self.workers.retain(|_, source| now.since(source.heard_at) <= SILENT);
+    }
+
+    /// What all workers have counted for a resource in the last `window`, up to 10 s.
+    pub(super) fn window(&self, now: Nanos, resource: u64, window: Span) -> MetricBucket {
+        let slices = window.as_millis().div_ceil(500);
+        self.resources.get(&resource).map(|resource| resource.seconds.sum(now, slices)).unwrap_or_default()
+    }
+
+    /// Requests of a resource that are open in all workers.
+    pub(super) fn in_flight(&self, resource: u64) -> u64 {
+        let of = |source: &Source| source.baselines.get(&resource).map_or(0, |baseline| baseline.in_flight);
+        self.workers.values().map(of).sum()
+    }
+
+    /// Shows the windows in Envoy's gauges.
+    pub(super) fn set_gauges<M: Meter>(&mut self, meter: &mut M, now: Nanos) {
+        let mut in_flight: BTreeMap<u64, u64> = BTreeMap::new();
+        for source in self.workers.values() {
+            for (hash, baseline) in &source.baselines {
+                *in_flight.entry(*hash).or_default() += baseline.in_flight;
+            }
+        }
+        for (hash, resource) in &mut self.resources {
+            let last = resource.seconds.sum(now, GAUGE_SLICES);
+            let minute = resource.minute.sum(now, 60);
+            let rt = resource.rt.sum(now, GAUGE_SECONDS);
+            let name = &resource.name;
+            let gauges = &mut resource.gauges;
+            let open = in_flight.get(hash).copied().unwrap_or(0);
+            gauges.in_flight.set(meter, open, |text| of_resource(name, "in_flight", text));
+            gauges.pass_qps.set(meter, last.pass / GAUGE_SECONDS, |text| of_resource(name, "pass_qps", text));
+            gauges.block_qps.set(meter, last.block / GAUGE_SECONDS, |text| of_resource(name, "block_qps", text));
+            gauges.rt_avg_ms.set(meter, minute.rt_avg_ms(), |text| of_resource(name, "rt_avg_ms", text));
+            gauges.rt_p50_ms.set(meter, rt.quantile_ms(50), |text| of_resource(name, "rt_p50_ms", text));
+            gauges.rt_p99_ms.set(meter, rt.quantile_ms(99), |text| of_resource(name, "rt_p99_ms", text));
+        }
+    }
+
+    fn forget_longest_silent(&mut self) {
+        let longest = self.workers.iter().min_by_key(|(_, source)| source.heard_at).map(|(incarnation, _)| *incarnation);
+        if let Some(incarnation) = longest {
+            self.workers.remove(&incarnation);
+        }
+    }
+}
+
+impl Source {
+    /// Moves the baseline of one resource, and says what it moved by. Totals that have gone back belong to
+    /// a worker that has forgotten the resource in between: nothing is new then.
+    fn advance(&mut self, entry: &FrameEntry) -> (MetricBucket, RtHistogram) {
+        let totals = entry.totals();
+        let baseline = self.baselines.entry(entry.resource).or_insert_with(Baseline::new);
+        let old = core::mem::replace(&mut baseline.totals, totals);
+        baseline.in_flight = entry.in_flight;
+        let new = MetricBucket {
+            pass: totals.pass.saturating_sub(old.pass),
+            block: totals.block.saturating_sub(old.block),
+            complete: totals.complete.saturating_sub(old.complete),
+            error: totals.error.saturating_sub(old.error),
+            rt_ms: totals.rt_ms.saturating_sub(old.rt_ms),
+        };
+        let mut histogram = RtHistogram::default();
+        for &(class, total) in &entry.histogram {
+            let class = usize::from(class);
+            if let (Some(old), Some(count)) = (baseline.histogram.get_mut(class), histogram.0.get_mut(class)) {
+                *count = u32::try_from(total.saturating_sub(*old)).unwrap_or(u32::MAX);
+                *old = total;
+            }
+        }
+        (new, histogram)
+    }
+}
+
+impl Baseline {
+    fn new() -> Self {
+        Self { totals: MetricBucket::default(), histogram: [0; RT_CLASSES], in_flight: 0 }
+    }
+}
+
+impl Resource {
+    fn new(name: String) -> Self {
+        Self {
+            name,
+            seconds: LeapArray::new(Span::from_millis(500), 20),
+            minute: LeapArray::new(Span::from_millis(1_000), 60),
+            rt: LeapArray::new(Span::from_millis(1_000), 10),
+            gauges: Gauges::default(),
+        }
+    }
+}
