@@ -54,6 +54,7 @@ pub struct Worker {
     book: RuleBook,
     upcoming: Option<Upcoming>,
     published: u64,
+    refresh_at: Nanos,
     wanted: u64,
     nodes: Nodes,
     /// Rules whose lease the next tick looks at.
@@ -151,6 +152,7 @@ impl Worker {
             book: RuleBook::default(),
             upcoming: None,
             published: 0,
+            refresh_at: now,
             wanted: host.level(Signal::Wanted),
             nodes: Nodes::new(clock.hash(OTHER.as_bytes())),
             active: Vec::new(),
@@ -230,7 +232,7 @@ impl Worker {
     /// Does what is due, and says when it wants to be called again.
     pub fn tick<H: Host + Meter>(&mut self, host: &mut H) -> Next {
         let now = self.now(host);
-        self.refresh(host);
+        self.refresh(host, now);
         let mut busy = self.upcoming.is_some() || self.nodes.has_news();
         busy |= self.tick_rules(host, now);
         self.nodes.report(host);
@@ -248,6 +250,7 @@ impl Worker {
     /// Ticks as if everything were due. For tests and vectors, which leave no time for it.
     pub fn settle<H: Host + Meter>(&mut self, host: &mut H) {
         self.housekeeping_at = Nanos::default();
+        self.refresh_at = Nanos::default();
         self.tick(host);
         while self.upcoming.is_some() {
             self.tick(host);
@@ -338,9 +341,12 @@ impl Worker {
     }
 
     /// Looks whether a newer rule set is published, and compiles a slice of it.
-    fn refresh<H: Host + Meter>(&mut self, host: &mut H) {
-        if host.level(Signal::Published) != self.published {
-            self.load_rules(host);
+    fn refresh<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
+        if now >= self.refresh_at {
+            self.refresh_at = now + Span::from_millis(u64::from(self.book.settings.refresh_ms));
+            if host.level(Signal::Published) != self.published {
+                self.load_rules(host);
+            }
         }
         let Some(upcoming) = &mut self.upcoming else { return };
         match upcoming.compile_slice() {

@@ -204,77 +204,129 @@ fn position_after(text: &str) -> Position {
 }
 
 #[cfg(test)]
-mod probe {
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
     use super::*;
-    extern crate std;
-    use std::println;
+
+    /// The documents as JSON of a kind, or the error.
+    #[track_caller]
+    fn check(text: &str, expected: &Expect) {
+        let said = match documents(text.as_bytes()) {
+            Ok(nodes) => nodes.iter().map(say).collect::<Vec<_>>().join(" --- "),
+            Err(error) => error.to_string(),
+        };
+        expected.assert_eq(&said);
+    }
+
+    fn say(node: &Node) -> String {
+        match &node.value {
+            Value::List(list) => format!("[{}]", list.iter().map(say).collect::<Vec<_>>().join(", ")),
+            Value::Map(map) => {
+                let entries = map.entries().iter().map(|entry| format!("{}: {}", entry.key, say(&entry.value)));
+                format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+            }
+            Value::Null => "null".into(),
+            Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::String(_) => node.describe(),
+        }
+    }
+
     #[test]
-    fn probe() {
-        let t = |s: &str| match documents(s.as_bytes()) { Ok(n) => println!("OK {:?} => {:?}", s.chars().take(60).collect::<String>(), n.iter().map(|n| alloc::format!("{:?}", n.value).chars().take(300).collect::<String>()).collect::<Vec<_>>()), Err(e) => println!("ERR {:?} => {e}", s.chars().take(60).collect::<String>()) };
-        t("{\n\t\"a\": 1,\n\t\"b\": [\n\t\t1\n\t]\n}");
-        t("{\"a\": \"\\ud83d\\ude00 \\/ \\u00e9\"}");
-        t("{\"a\": \"\\q\"}");
-        t("a: *x");
-        t("a: &x 1\nb: *x");
-        t("a: 1\na: 2");
-        t("a: !!str 1\nb: !!int \"1\"\nc: !foo 1\n");
-        t("b: !!int 1\nc: !!float 1\nd: ! 12");
-        t("a:\n\t- b");
-        t("- a\n b: c");
-        t("a: b: c");
-        t("a: [1, 2");
-        t("a: \"x");
-        t("? [a]\n: b");
-        t(": b");
-        t("");
-        t("---\n---\na: 1\n...\n");
-        t("# only");
-        t("a: |\n  x\n  y\nb: >-\n  x\n  y\n");
-        t("<<: {a: 1}");
-        t("%YAML 1.2\n---\na: 1");
-        t("%FOO x\n---\na: 1");
-        t("a: 1\r\nb: 2\r\n");
-        t("a: 'it''s'");
-        t("a: @x");
-        t("a: `x");
-        t("{a: 1, b}");
-        t("{a:1}");
-        t("{\"a\":1}");
-        t("a\u{0}b");
-        t(&"[".repeat(2000));
-        t(&"{".repeat(2000));
-        t(&"[".repeat(40));
-        t(&"- ".repeat(100));
-        t(&"a: ".repeat(100));
-        t(&"? ".repeat(100));
-        t(&"!".repeat(10000));
-        t("\u{2028}");
-        t("a: \u{feff}b");
-        let time = |name: &str, s: alloc::string::String| { let b = std::time::Instant::now(); let r = documents(s.as_bytes()).map(|n| n.len()); println!("{name} {} bytes: {:?} {:?}", s.len(), b.elapsed(), r.map_err(|e| alloc::format!("{e}").chars().take(200).collect::<String>())); };
-        for n in [200_000usize, 400_000, 800_000] {
-            time("commas", alloc::format!("[{}]", "a,".repeat(n/2)));
-            time("dashes", "- a\n".repeat(n/4));
-            time("a:b", (0..n/10).map(|i| alloc::format!("k{i}: a\n")).collect());
-            time("flow map", alloc::format!("{{{}}}", (0..n/10).map(|i| alloc::format!("k{i}: a, ")).collect::<alloc::string::String>()));
-            time("spaces", " ".repeat(n));
-            time("newlines", "\n".repeat(n));
-            time("quoted", alloc::format!("\"{}\"", "x".repeat(n)));
-            time("quoted nl", alloc::format!("\"{}\"", "x\n".repeat(n/2)));
-            time("plain", "x".repeat(n));
-            time("plain multi", "x y\n".repeat(n/4));
-            time("literal", alloc::format!("|\n{}", " x\n".repeat(n/3)));
-            time("comment", "# x\n".repeat(n/4));
-            time("docs", "---\n".repeat(n/4));
-            time("docs...", "--- a\n...\n".repeat(n/10));
-            time("anchors", alloc::format!("[{}]", (0..n/8).map(|i| alloc::format!("&a{i} x, ")).collect::<alloc::string::String>()));
-            time("braces", "{".repeat(n));
-            time("q?", "? a\n".repeat(n/4));
-            time("tags", alloc::format!("!{}", "a".repeat(n)));
-            time("colon", ":".repeat(n));
-            time("bang", alloc::format!("[{}]", "!!str a,".repeat(n/8)));
-            time("pct", "%TAG ! tag:x\n".repeat(n/13));
-            time("tabs", "\t".repeat(n));
-            time("jsonlong", alloc::format!("[{}]", "{\"id\": \"aaaa\", \"resource\": \"GET:/x\", \"threshold\": 1},".repeat(n/50)));
+    fn yaml_and_json_say_the_same() {
+        check("a: 1\nb: [x, '2', ~]\nc:\n- d: true\n", &expect![[r#"{a: 1, b: ["x", "2", null], c: [{d: true}]}"#]]);
+        check(
+            "{\n\t\"a\":1,\n\t\"b\": [\"x\", \"2\", null],\r\n\t\"c\": [{\"d\": true}]\n}",
+            &expect![[r#"{a: 1, b: ["x", "2", null], c: [{d: true}]}"#]],
+        );
+        check("a: |\n  x\n  y\nb: >-\n  x\n  y\n", &expect![[r#"{a: "x\ny\n", b: "x y"}"#]]);
+    }
+
+    #[test]
+    fn a_text_may_hold_several_documents() {
+        check("# one\na: 1\n---\n---\nb: 2\n...\n", &expect!["{a: 1} --- null --- {b: 2}"]);
+        check("", &expect![""]);
+        check("\u{feff}a: 1", &expect!["{a: 1}"]);
+    }
+
+    #[test]
+    fn a_value_stands_where_it_is_written() {
+        let nodes = documents("a:\n- ä: x\n".as_bytes()).unwrap();
+        let Value::Map(map) = &nodes[0].value else { panic!() };
+        let Value::List(list) = &map.entries()[0].value.value else { panic!() };
+        let Value::Map(map) = &list[0].value else { panic!() };
+        assert_eq!(map.entries()[0].position, Some(Position { line: 2, column: 3 }));
+        assert_eq!(map.entries()[0].value.position, Some(Position { line: 2, column: 6 }));
+    }
+
+    #[test]
+    fn core_tags_are_kept_and_others_refused() {
+        check("a: !!str 1\nb: ! 2\nc: !!int 3\nd: !!map {}\n", &expect![[r#"{a: "1", b: "2", c: 3, d: {}}"#]]);
+        check("a: !!int x", &expect!["line 1, column 4: this tag is not supported: leave it out, and quote what is text"]);
+        check("a: !env HOME", &expect!["line 1, column 4: this tag is not supported: leave it out, and quote what is text"]);
+        check("a: !set {b}", &expect!["line 1, column 4: this tag is not supported: leave it out"]);
+    }
+
+    #[test]
+    fn what_a_rule_file_does_not_need_is_refused_with_its_place() {
+        check("a: &x 1\nb: *x", &expect!["line 2, column 4: aliases (`*name`) are not supported: write the value out"]);
+        check("a: 1\nb: 2\na: 3", &expect![[r#"line 3, column 1: the name "a" stands twice in this map"#]]);
+        check("? [a]\n: b", &expect!["line 1, column 3: a name in a map must be text"]);
+        check("a: \"x\u{0}\"\nb: 1", &expect!["line 1, column 6: the control character U+0000 may not stand here"]);
+        check("a:\n\t- b", &expect!["line 2, column 2: tabs disallowed within this context (block indentation)"]);
+        check(r#"{"a": "\q"}"#, &expect!["line 1, column 7: while parsing a quoted scalar, found unknown escape character"]);
+        check("a: [1, 2", &expect!["line 2, column 1: while parsing a flow sequence, expected ',' or ']'"]);
+        check("a: b: c", &expect!["line 1, column 5: mapping values are not allowed in this context"]);
+    }
+
+    #[test]
+    fn a_merge_key_is_a_name_like_any_other() {
+        check("<<: {a: 1}\na: 2", &expect!["{<<: {a: 1}, a: 2}"]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused_with_their_place() {
+        let error = documents(b"a: 1\nb: \xff").unwrap_err();
+        expect!["line 2, column 4: is not UTF-8 from here on"].assert_eq(&error.to_string());
+    }
+
+    #[test]
+    fn depth_and_size_are_bounded() {
+        let deep = |depth| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(documents(deep(DEPTH_MAX).as_bytes()).is_ok());
+        check(&deep(DEPTH_MAX + 1), &expect!["line 1, column 33: lists and maps stand too deep in each other"]);
+        check(&"[".repeat(100_000), &expect!["line 1, column 256: recursion limit exceeded"]);
+        check(&"- ".repeat(100_000), &expect!["line 1, column 65: lists and maps stand too deep in each other"]);
+        check(
+            &format!("[{}]", "a,".repeat(NODES_MAX)),
+            &expect!["line 1, column 2000000: has more than 1000000 values up to here: put them into several files"],
+        );
+        check(
+            &"#".repeat(SOURCE_BYTES_MAX + 1),
+            &expect!["is 8388609 bytes long, but may have at most 8388608"],
+        );
+    }
+
+    #[test]
+    fn a_million_bytes_of_rules_are_read() {
+        let rule = "- {id: hello, resource: \"GET:/hello\", threshold: 100}\n";
+        let nodes = documents(rule.repeat(20_000).as_bytes()).unwrap();
+        assert!(matches!(&nodes[0].value, Value::List(rules) if rules.len() == 20_000));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+        #[test]
+        fn any_bytes_are_documents_or_an_error(bytes: Vec<u8>) {
+            let _ = documents(&bytes);
+        }
+
+        #[test]
+        fn any_text_of_yaml_s_own_characters_is_documents_or_an_error(
+            text in "([-?:,\\[\\]{}#&*!|>'\"%@` \t\r\n~.a0\\\\]|---|\\.\\.\\.|%TAG|!!|: |- |\\? |\n  ){0,40}",
+        ) {
+            let _ = documents(text.as_bytes());
         }
     }
 }

@@ -27,18 +27,10 @@ use crate::{
 /// A frame that is older counts in no window.
 const YOUNG: Span = Span::from_millis(2_000);
 
-/// A worker that has been silent for longer is gone, and what it had in flight with it. A live one sends a
-/// frame at least every 30 s, also when it has counted nothing.
-const SILENT: Span = Span::from_millis(90_000);
-
 /// Gauges show the average of the last five seconds: workers send once a second, so that a
 /// shorter window would flicker.
 const GAUGE_SLICES: u64 = 10;
 const GAUGE_SECONDS: u64 = 5;
-
-/// The most resources that have windows. What is over is acknowledged and not counted here; its totals
-/// are in Envoy's counters all the same.
-const RESOURCES_MAX: usize = 10_000;
 
 /// Everything that the frames have said.
 #[derive(Debug, Default)]
@@ -89,8 +81,9 @@ struct Gauges {
 }
 
 impl Fold {
-    /// Folds one frame.
-    pub(super) fn fold(&mut self, now: Nanos, frame: CounterFrame) {
+    /// Folds one frame. At most `resources_max` resources have windows: what is over is acknowledged and
+    /// not counted here; its totals are in Envoy's counters all the same.
+    pub(super) fn fold(&mut self, now: Nanos, frame: CounterFrame, resources_max: usize) {
         let known = self.workers.contains_key(&frame.incarnation);
         if !known && self.workers.len() >= ACKS_MAX {
             self.forget_longest_silent();
@@ -113,7 +106,7 @@ impl Fold {
             let hash = entry.resource;
             if !self.resources.contains_key(&hash) {
                 // A name comes with every entry until this service has acknowledged one.
-                let Some(name) = entry.name.filter(|_| self.resources.len() < RESOURCES_MAX) else { continue };
+                let Some(name) = entry.name.filter(|_| self.resources.len() < resources_max) else { continue };
                 self.resources.insert(hash, Resource::new(name));
             }
             if counts && let Some(resource) = self.resources.get_mut(&hash) {
@@ -130,9 +123,10 @@ impl Fold {
         self.workers.iter().map(ack).collect()
     }
 
-    /// Forgets workers that have said nothing for so long that they must be gone.
-    pub(super) fn forget_silent(&mut self, now: Nanos) {
-        self.workers.retain(|_, source| now.since(source.heard_at) <= SILENT);
+    /// Forgets workers that have said nothing for `silence`, and what they had in flight: they are gone. A
+    /// live one sends a frame at least every 30 s, also when it has counted nothing.
+    pub(super) fn forget_silent(&mut self, now: Nanos, silence: Span) {
+        self.workers.retain(|_, source| now.since(source.heard_at) <= silence);
     }
 
     /// What all workers have counted for a resource in the last `window`, up to 10 s.

@@ -118,7 +118,9 @@ impl Service {
         }
         if due {
             self.beat_at = now + HEARTBEAT;
-            self.fold.forget_silent(now);
+            let settings = &self.config.settings;
+            let silence_ms = settings.worker_ttl_ms.saturating_add(settings.orphan_ttl_ms);
+            self.fold.forget_silent(now, Span::from_millis(u64::from(silence_ms)));
             self.fold.set_gauges(host, now);
             self.meters.frames_lost.report(host, self.fold.frames_lost, |text| text.push_str("frames_lost"));
         }
@@ -257,13 +259,14 @@ impl Service {
                 Err(_) => return false,
             },
         };
+        let resources_max = usize::try_from(self.config.settings.resources_max).unwrap_or(usize::MAX);
         for _ in 0..DRAIN_MAX {
             if !host.dequeue(queue, &mut self.frame).unwrap_or(false) {
                 return false;
             }
             match CounterFrame::decode(&self.frame) {
                 Ok(frame) => {
-                    self.fold.fold(now, frame);
+                    self.fold.fold(now, frame, resources_max);
                     self.unacknowledged = true;
                 }
                 Err(error) => {
