@@ -1,0 +1,195 @@
+//! Both modules, built, stripped, checked, and written where Envoy's configuration expects them.
+//!
+//! Nothing is written unless every module is in order, and only what changed: a running Envoy that watches the files,
+//! and a build that asks for their age, see nothing of a build that changed nothing.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::wasm_toolchain::{TARGET, WasmToolchain, cargo_home};
+use crate::workspace::Workspace;
+use crate::{module_file, process, say, sha256};
+
+/// Which modules.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Flavour {
+    /// What users get, in `dist/`.
+    Shipping,
+    /// With the feature `faults`, by which a test makes them trap; under cargo's target folder.
+    Faults,
+}
+
+/// Where the modules stand after a build.
+#[derive(Debug)]
+pub(crate) struct Dist {
+    /// The folder of all files.
+    pub(crate) folder: PathBuf,
+}
+
+/// Builds both modules.
+///
+/// # Errors
+/// If no toolchain can be set up, the compiler refuses, or a module breaks a rule: then with every broken rule.
+pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
+    let toolchain = WasmToolchain::set_up()?;
+    let folder = match flavour {
+        Flavour::Shipping => workspace.path("dist"),
+        Flavour::Faults => workspace.target.join("faults"),
+    };
+    let step = say::Step::begin(format_args!(
+        "Modules: {} (the first time a minute or two)",
+        match flavour {
+            Flavour::Shipping => "compiling what Envoy loads",
+            Flavour::Faults => "compiling them with faults that tests can set off",
+        }
+    ));
+    let compiled = compile(workspace, toolchain, flavour)?;
+    let mut all_faults = Vec::new();
+    let mut artifacts = Vec::new();
+    let private = private_paths(workspace)?;
+    for crate_name in CRATES {
+        let name = crate_name.replace('-', "_");
+        let file = compiled.join(format!("{name}.wasm"));
+        let debug = fs::read(&file)
+            .with_context(|| format!("cargo built {crate_name}, but not {}", file.display()))?;
+        let shipped =
+            module_file::without_debug(&debug).with_context(|| file.display().to_string())?;
+        let faults = module_file::faults(&shipped, &private);
+        all_faults.extend(faults.into_iter().map(|fault| format!("{name}.wasm: {fault}")));
+        artifacts.push(Artifact { name, sha256: sha256::of(&shipped), shipped, debug });
+    }
+    if !all_faults.is_empty() {
+        bail!(
+            "the modules are not fit for Envoy, and nothing was written:\n  {}",
+            all_faults.join("\n  ")
+        );
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let mut written = 0;
+    for artifact in &artifacts {
+        written += artifact.write(&folder)?;
+    }
+    step.done(format_args!(
+        "{}: {}",
+        folder.display(),
+        match written {
+            0 => "all files were up to date".to_owned(),
+            files => format!("{files} files written"),
+        }
+    ));
+    for artifact in &artifacts {
+        let Artifact { name, sha256, shipped, .. } = artifact;
+        let prefix = sha256.get(..12).unwrap_or(sha256);
+        say::line(format_args!(
+            "   {:<24} {:>7} bytes  sha256 {prefix}",
+            format!("{name}.wasm"),
+            shipped.len()
+        ));
+    }
+    Ok(Dist { folder })
+}
+
+const CRATES: [&str; 2] = ["sentinel-filter", "sentinel-service"];
+
+/// The folder with cargo's output.
+fn compile(workspace: &Workspace, toolchain: WasmToolchain, flavour: Flavour) -> Result<PathBuf> {
+    let mut cargo = toolchain.cargo("build", workspace)?;
+    // A profile of its own, and so a folder: a module has no hash in its file name, and cargo takes the one built with
+    // other features for up to date.
+    let profile = match flavour {
+        Flavour::Shipping => "release",
+        Flavour::Faults => "faults",
+    };
+    cargo.args(["--profile", profile]);
+    for name in CRATES {
+        cargo.args(["--package", name]);
+        if flavour == Flavour::Faults {
+            cargo.args(["--features", &format!("{name}/faults")]);
+        }
+    }
+    if flavour == Flavour::Faults {
+        cargo.args(["--config", "profile.faults.inherits='release'"]);
+    }
+    process::run(cargo)?;
+    Ok(workspace.target.join("wasm").join(toolchain.name()).join(TARGET).join(profile))
+}
+
+/// Paths under which sources of a module stand on this machine. None of them may be in what ships.
+fn private_paths(workspace: &Workspace) -> Result<Vec<String>> {
+    let paths = [workspace.path("crates"), cargo_home()?.join("registry")];
+    Ok(paths.iter().map(|path| path.display().to_string()).collect())
+}
+
+/// One module as it comes out of a build.
+struct Artifact {
+    /// Of its files, without ending.
+    name: String,
+    shipped: Vec<u8>,
+    sha256: String,
+    /// As the compiler wrote it, with names and DWARF.
+    debug: Vec<u8>,
+}
+
+impl Artifact {
+    /// Writes what differs from what is there. How many files those were.
+    fn write(&self, folder: &Path) -> Result<usize> {
+        let Self { name, shipped, sha256, debug } = self;
+        // As `sha256sum --check` reads it.
+        let sum = format!("{sha256}  {name}.wasm\n");
+        let files: [(&str, &[u8]); 3] =
+            [("wasm", shipped), ("wasm.sha256", sum.as_bytes()), ("debug.wasm", debug)];
+        let mut written = 0;
+        for (ending, bytes) in files {
+            let file = folder.join(format!("{name}.{ending}"));
+            if fs::read(&file).is_ok_and(|there| there == bytes) {
+                continue;
+            }
+            replace(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+            written += 1;
+        }
+        Ok(written)
+    }
+}
+
+/// Puts a file in place at once: who reads it sees the old bytes or the new ones.
+fn replace(file: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = file.parent().context("it has no folder")?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        // An Envoy under another user must be able to read it.
+        builder.permissions(fs::Permissions::from_mode(0o644));
+    }
+    let mut new = builder.tempfile_in(folder)?;
+    new.write_all(bytes)?;
+    new.persist(file)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut artifact = Artifact {
+            name: "sentinel_filter".to_owned(),
+            shipped: b"module".to_vec(),
+            sha256: "ab12".to_owned(),
+            debug: b"module and DWARF".to_vec(),
+        };
+        assert_eq!(artifact.write(folder.path()).unwrap(), 3);
+        assert_eq!(artifact.write(folder.path()).unwrap(), 0);
+
+        artifact.debug = b"module and other DWARF".to_vec();
+        assert_eq!(artifact.write(folder.path()).unwrap(), 1);
+
+        let sum = fs::read_to_string(folder.path().join("sentinel_filter.wasm.sha256")).unwrap();
+        assert_eq!(sum, "ab12  sentinel_filter.wasm\n");
+    }
+}
