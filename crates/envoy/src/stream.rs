@@ -1,0 +1,97 @@
+//! What the shells ask of Envoy about one stream or one plugin.
+//!
+//! Everything that a client sent is bytes, and nothing here can panic.
+
+use sentinel_engine::host::HostError;
+
+use crate::ffi;
+
+/// A request header.
+pub fn request_header(name: &str) -> Option<Vec<u8>> {
+    ffi::header(0, name)
+}
+
+/// A response header; none before the response has arrived, nor where there was none.
+pub fn response_header(name: &str) -> Option<Vec<u8>> {
+    ffi::header(2, name)
+}
+
+/// A response trailer.
+pub fn response_trailer(name: &str) -> Option<Vec<u8>> {
+    ffi::header(3, name)
+}
+
+/// A property, by its path with dots, as Envoy documents its attributes (`xds.route_name`).
+pub fn property(path: &str) -> Option<Vec<u8>> {
+    ffi::property(&path.replace('.', "\0"))
+}
+
+/// Puts `value` into the stream's filter state, as `wasm.<name>`.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses, as for a name that is taken.
+pub fn set_filter_state(name: &str, value: &[u8]) -> Result<(), HostError> {
+    ffi::set_property(name, value)
+}
+
+/// The plugin's configuration as Envoy gave it. Only in `on_configure`, which names its size.
+pub fn plugin_configuration(size: usize) -> Vec<u8> {
+    const PLUGIN_CONFIGURATION: u32 = 7;
+    if size == 0 { Vec::new() } else { ffi::buffer(PLUGIN_CONFIGURATION, size).unwrap_or_default() }
+}
+
+/// Arms the timer of the root context that the current callback belongs to.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses.
+pub fn set_tick_period(period_ms: u32) -> Result<(), HostError> {
+    ffi::set_tick_period(period_ms)
+}
+
+/// A reply instead of the upstream's.
+#[derive(Debug)]
+pub struct LocalReply<'a> {
+    /// HTTP status, for clients that do not speak gRPC.
+    pub status: u16,
+    /// What access logs show as `%RESPONSE_CODE_DETAILS%`; without spaces.
+    pub details: &'a str,
+    /// Names and values.
+    pub headers: &'a [(&'a str, &'a [u8])],
+    /// The body; for gRPC clients the message.
+    pub body: &'a [u8],
+    /// What gRPC clients get: Envoy decides by the request's content type.
+    pub grpc_status: u32,
+}
+
+impl LocalReply<'_> {
+    /// Sends it when the callback has returned.
+    ///
+    /// # Errors
+    ///
+    /// Envoy's status where it refuses.
+    pub fn send(&self) -> Result<(), HostError> {
+        let headers = serialized(self.headers);
+        let grpc_status = i32::try_from(self.grpc_status).unwrap_or(-1);
+        ffi::send_local_response(u32::from(self.status), self.details, self.body, &headers, grpc_status)
+    }
+}
+
+/// proxy-wasm's form of a map: the number of pairs, all lengths, then all bytes with a NUL behind each.
+fn serialized(pairs: &[(&str, &[u8])]) -> Vec<u8> {
+    let length = |size: usize| u32::try_from(size).unwrap_or(0).to_le_bytes();
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&length(pairs.len()));
+    for (name, value) in pairs {
+        bytes.extend_from_slice(&length(name.len()));
+        bytes.extend_from_slice(&length(value.len()));
+    }
+    for (name, value) in pairs {
+        for part in [name.as_bytes(), value] {
+            bytes.extend_from_slice(part);
+            bytes.push(0);
+        }
+    }
+    bytes
+}

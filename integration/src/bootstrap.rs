@@ -1,0 +1,229 @@
+//! Envoy's configuration for one run, made out of the one that users get.
+//!
+//! `envoy/envoy.yaml` is read as it stands, and only what differs from run to run is replaced: ports, the paths and
+//! configurations of the modules, the access log. So every test of the product is also a test of that file.
+//! Envoy reads JSON as well as YAML; the result is JSON.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use crate::rules;
+
+/// What differs from run to run.
+#[derive(Clone, Debug)]
+pub struct Bootstrap {
+    /// Where clients connect, on loopback; 0: a port that the system chooses.
+    pub port: u16,
+    /// Envoy's admin endpoint, on loopback; 0: a port that the system chooses.
+    pub admin_port: u16,
+    /// Where requests go.
+    pub upstream: SocketAddr,
+    /// Sentinel; `None`: an Envoy without it.
+    pub sentinel: Option<Sentinel>,
+    /// A file for the access log of all requests; `None`: no access log.
+    pub access_log: Option<PathBuf>,
+}
+
+/// The two modules and their configurations.
+#[derive(Clone, Debug)]
+pub struct Sentinel {
+    /// The directory with `sentinel_filter.wasm` and `sentinel_service.wasm`.
+    pub dist: PathBuf,
+    /// The filter's configuration; `None`: none is given.
+    pub filter: Option<Configuration>,
+    /// The service's; `None`: there is no service at all.
+    pub service: Option<Configuration>,
+    /// Whether the service stands a second time as a stats sink, which brings it back after a trap.
+    pub revived: bool,
+}
+
+impl Sentinel {
+    /// Both modules from `dist`, the service with these rule documents, the filter as in `envoy/envoy.yaml`.
+    #[must_use]
+    pub fn with_rules(dist: &Path, documents: &[Value]) -> Self {
+        Self {
+            dist: dist.to_owned(),
+            filter: Some(Configuration::Struct(json!({"resource": {"from": "method_path"}}))),
+            service: Some(Configuration::Struct(json!({"rules": documents}))),
+            revived: true,
+        }
+    }
+}
+
+/// A module's configuration in one of the two forms that the modules take.
+#[derive(Clone, Debug)]
+pub enum Configuration {
+    /// A `google.protobuf.Struct`.
+    Struct(Value),
+    /// A `google.protobuf.StringValue`: JSON or YAML as text.
+    Text(String),
+}
+
+impl Configuration {
+    fn into_any(self) -> Value {
+        match self {
+            Self::Struct(value) => {
+                json!({"@type": "type.googleapis.com/google.protobuf.Struct", "value": value})
+            }
+            Self::Text(value) => {
+                json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": value})
+            }
+        }
+    }
+}
+
+impl Bootstrap {
+    /// The whole configuration, as JSON for `envoy -c`.
+    ///
+    /// # Errors
+    ///
+    /// When `envoy/envoy.yaml` no longer has a place that must be replaced, naming it.
+    pub fn render(&self) -> Result<String> {
+        let mut documents = rules::parse(SHIPPED).context("envoy/envoy.yaml is not YAML")?;
+        let Some(mut root) = documents.pop() else { bail!("envoy/envoy.yaml is empty") };
+
+        *at(&mut root, "/admin/address/socket_address/port_value")? = json!(self.admin_port);
+        *at(&mut root, "/static_resources/listeners/0/address/socket_address/port_value")? =
+            json!(self.port);
+        let endpoint = "/static_resources/clusters/0/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+        *at(&mut root, endpoint)? =
+            json!({"address": self.upstream.ip().to_string(), "port_value": self.upstream.port()});
+        self.replace_access_log(&mut root)?;
+        match &self.sentinel {
+            Some(sentinel) => sentinel.replace(&mut root)?,
+            None => remove_sentinel(&mut root)?,
+        }
+        Ok(root.to_string())
+    }
+
+    fn replace_access_log(&self, root: &mut Value) -> Result<()> {
+        let log = at(root, &format!("{CONNECTION_MANAGER}/access_log"))?;
+        let Some(path) = &self.access_log else {
+            *log = json!([]);
+            return Ok(());
+        };
+        let format = at(log, "/0/typed_config/log_format")?.take();
+        *log = json!([{
+            "name": "envoy.access_loggers.file",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+                "path": path,
+                "log_format": format,
+            },
+        }]);
+        Ok(())
+    }
+}
+
+impl Sentinel {
+    fn replace(&self, root: &mut Value) -> Result<()> {
+        let filter = at(root, &format!("{CONNECTION_MANAGER}/http_filters/0/typed_config/config"))?;
+        self.replace_plugin(filter, "sentinel_filter.wasm", self.filter.as_ref())?;
+        if self.service.is_none() {
+            remove(root, "bootstrap_extensions");
+            remove(root, "stats_sinks");
+            return Ok(());
+        }
+        for twin in
+            ["/bootstrap_extensions/0/typed_config/config", "/stats_sinks/0/typed_config/config"]
+        {
+            self.replace_plugin(at(root, twin)?, "sentinel_service.wasm", self.service.as_ref())?;
+        }
+        if !self.revived {
+            remove(root, "stats_sinks");
+        }
+        Ok(())
+    }
+
+    fn replace_plugin(
+        &self,
+        plugin: &mut Value,
+        module: &str,
+        configuration: Option<&Configuration>,
+    ) -> Result<()> {
+        *at(plugin, "/vm_config/code/local/filename")? = json!(self.dist.join(module));
+        match configuration {
+            Some(configuration) => {
+                *at(plugin, "/configuration")? = configuration.clone().into_any();
+            }
+            None => remove(plugin, "configuration"),
+        }
+        Ok(())
+    }
+}
+
+fn remove_sentinel(root: &mut Value) -> Result<()> {
+    remove(root, "bootstrap_extensions");
+    remove(root, "stats_sinks");
+    let filters = at(root, &format!("{CONNECTION_MANAGER}/http_filters"))?;
+    if let Some(filters) = filters.as_array_mut() {
+        filters.retain(|filter| filter.get("name").is_none_or(|name| name != "sentinel"));
+    }
+    Ok(())
+}
+
+fn at<'a>(root: &'a mut Value, place: &str) -> Result<&'a mut Value> {
+    root.pointer_mut(place)
+        .with_context(|| format!("envoy/envoy.yaml has no {place}, which a run must replace"))
+}
+
+fn remove(root: &mut Value, field: &str) {
+    if let Some(fields) = root.as_object_mut() {
+        fields.remove(field);
+    }
+}
+
+const SHIPPED: &str = include_str!("../../envoy/envoy.yaml");
+const CONNECTION_MANAGER: &str =
+    "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> Bootstrap {
+        Bootstrap {
+            port: 0,
+            admin_port: 0,
+            upstream: ([127, 0, 0, 1], 8080).into(),
+            sentinel: None,
+            access_log: None,
+        }
+    }
+
+    fn rendered(bootstrap: &Bootstrap) -> Value {
+        serde_json::from_str(&bootstrap.render().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn without_sentinel_no_trace_of_it_but_the_labels_is_left() {
+        let root = rendered(&plain());
+
+        assert!(root.get("bootstrap_extensions").is_none() && root.get("stats_sinks").is_none());
+        assert!(!root.to_string().contains("wasm.v3"));
+    }
+
+    #[test]
+    fn the_service_and_its_twin_are_the_same_to_the_byte() {
+        let sentinel = Sentinel::with_rules(Path::new("dist"), &[json!({"kind": "FlowRules"})]);
+        let root = rendered(&Bootstrap { sentinel: Some(sentinel), ..plain() });
+
+        let service = root.pointer("/bootstrap_extensions/0/typed_config/config").unwrap();
+        let twin = root.pointer("/stats_sinks/0/typed_config/config").unwrap();
+        assert_eq!(service.to_string(), twin.to_string());
+        assert!(service.to_string().contains("dist/sentinel_service.wasm"));
+        assert_eq!(service.pointer("/configuration/value/rules/0/kind").unwrap(), "FlowRules");
+    }
+
+    #[test]
+    fn an_access_log_keeps_the_format_that_users_get() {
+        let root = rendered(&Bootstrap { access_log: Some("log".into()), ..plain() });
+
+        let log = root.pointer(&format!("{CONNECTION_MANAGER}/access_log/0")).unwrap();
+        assert!(log.get("filter").is_none());
+        assert!(log.to_string().contains("FILTER_STATE(wasm.sentinel:PLAIN)"));
+    }
+}

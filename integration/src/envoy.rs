@@ -1,0 +1,211 @@
+//! A real Envoy, started for one run and gone after it.
+//!
+//! Ports are the system's choice unless the bootstrap names them: Envoy binds port 0 and says where it listens,
+//! so two runs never race for one. What it prints goes to a file in a directory of its own, and the last lines
+//! of it stand in the error when Envoy refuses to start.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::bootstrap::Bootstrap;
+use crate::stats::Stats;
+use crate::{client, clock};
+
+/// A running Envoy. Killed when dropped.
+pub struct Envoy {
+    process: Child,
+    proxy: SocketAddr,
+    admin: SocketAddr,
+    log: PathBuf,
+    _directory: TempDir,
+}
+
+impl Envoy {
+    /// Starts `binary` with so many worker threads and waits until it serves.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started, exits (with the last lines it printed: a refused configuration says there what is wrong) or is not
+    /// ready within half a minute.
+    pub fn start(binary: &Path, workers: u32, bootstrap: &Bootstrap) -> Result<Self> {
+        let directory = tempfile::tempdir().context("cannot make a directory for Envoy's files")?;
+        let configuration = directory.path().join("envoy.json");
+        fs::write(&configuration, bootstrap.render()?)
+            .context("cannot write Envoy's configuration")?;
+        let log = directory.path().join("envoy.log");
+        let printed = File::create(&log).context("cannot create Envoy's log")?;
+        let admin_file = directory.path().join("admin");
+        let process = Command::new(binary)
+            .arg("--config-path")
+            .arg(&configuration)
+            .arg("--admin-address-path")
+            .arg(&admin_file)
+            .args(["--concurrency", &workers.to_string()])
+            .args(["--disable-hot-restart", "--file-flush-interval-msec", "50"])
+            .args(["--log-level", "warn", "--component-log-level", "wasm:info"])
+            .stdin(Stdio::null())
+            .stdout(printed.try_clone().context("cannot share Envoy's log")?)
+            .stderr(printed)
+            .spawn()
+            .with_context(|| format!("cannot start Envoy ({})", binary.display()))?;
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut envoy =
+            Self { process, proxy: unknown, admin: unknown, log, _directory: directory };
+        envoy.admin = clock::wait_for("Envoy's admin endpoint", START_PATIENCE, || {
+            envoy.still_running()?;
+            Ok(fs::read_to_string(&admin_file).ok().and_then(|address| address.trim().parse().ok()))
+        })?;
+        clock::wait_for("Envoy to be ready", START_PATIENCE, || {
+            envoy.still_running()?;
+            let ready = client::get(envoy.admin, "/ready");
+            Ok(ready.ok().filter(|answer| answer.status == 200 && answer.body.starts_with("LIVE")))
+        })?;
+        envoy.proxy = envoy.first_listener()?;
+        Ok(envoy)
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn proxy(&self) -> SocketAddr {
+        self.proxy
+    }
+
+    /// Its admin endpoint.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// All numbers of `/stats`, now.
+    ///
+    /// # Errors
+    ///
+    /// When the admin endpoint does not answer.
+    pub fn stats(&self) -> Result<Stats> {
+        Ok(Stats::parse(&self.ask_admin("/stats")?))
+    }
+
+    /// The text of `/stats/prometheus`, Sentinel's metrics only.
+    ///
+    /// # Errors
+    ///
+    /// When the admin endpoint does not answer.
+    pub fn prometheus(&self) -> Result<String> {
+        let text = self.ask_admin("/stats/prometheus")?;
+        Ok(text
+            .lines()
+            .filter(|line| line.starts_with("sentinel_"))
+            .fold(String::new(), |all, line| all + line + "\n"))
+    }
+
+    /// The memory it holds, bytes (resident set).
+    ///
+    /// # Errors
+    ///
+    /// When the process has gone, or this is not Linux.
+    pub fn memory_bytes(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let kilobytes = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+        kilobytes
+            .map(|kilobytes: u64| kilobytes * 1024)
+            .with_context(|| format!("{path} names no VmRSS"))
+    }
+
+    /// The lines it has printed so far that contain `text`.
+    ///
+    /// # Errors
+    ///
+    /// When the log cannot be read.
+    pub fn log_lines(&self, text: &str) -> Result<Vec<String>> {
+        let log = fs::read(&self.log).context("cannot read Envoy's log")?;
+        let log = String::from_utf8_lossy(&log);
+        Ok(log.lines().filter(|line| line.contains(text)).map(str::to_owned).collect())
+    }
+
+    /// Fails if the process has ended, with the last lines it printed.
+    ///
+    /// # Errors
+    ///
+    /// When it has.
+    pub fn still_running(&mut self) -> Result<()> {
+        if let Some(status) =
+            self.process.try_wait().context("cannot look after the Envoy process")?
+        {
+            bail!("Envoy ended ({status}); the last lines it printed:\n{}", self.last_lines());
+        }
+        Ok(())
+    }
+
+    /// Asks the admin endpoint, which must answer 200.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub fn ask_admin(&self, path: &str) -> Result<String> {
+        let answer = client::get(self.admin, path)
+            .with_context(|| format!("Envoy's admin endpoint, {path}"))?;
+        if answer.status != 200 {
+            bail!("Envoy's admin endpoint answered {} for {path}: {}", answer.status, answer.body);
+        }
+        Ok(answer.body)
+    }
+
+    fn first_listener(&self) -> Result<SocketAddr> {
+        let listeners: Value = serde_json::from_str(&self.ask_admin("/listeners?format=json")?)?;
+        let address =
+            listeners.pointer("/listener_statuses/0/local_address/socket_address").with_context(
+                || format!("Envoy has no listener; it printed:\n{}", self.last_lines()),
+            )?;
+        let ip = address.get("address").and_then(Value::as_str).and_then(|ip| ip.parse().ok());
+        let port = address
+            .get("port_value")
+            .and_then(Value::as_u64)
+            .and_then(|port| u16::try_from(port).ok());
+        let (Some(ip), Some(port)) = (ip, port) else {
+            bail!("Envoy listens at an address we cannot read: {address}")
+        };
+        Ok(SocketAddr::new(ip, port))
+    }
+
+    fn last_lines(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log.lines().collect();
+        let last = lines.len().saturating_sub(LAST_LINES);
+        lines.into_iter().skip(last).fold(String::new(), |all, line| all + "  " + line + "\n")
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        // Either may fail only because the process has ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl fmt::Debug for Envoy {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "Envoy at {} (admin {}); the last lines it printed:\n{}",
+            self.proxy,
+            self.admin,
+            self.last_lines()
+        )
+    }
+}
+
+const START_PATIENCE: Duration = Duration::from_secs(30);
+const LAST_LINES: usize = 15;

@@ -1,0 +1,255 @@
+//! One Envoy with Sentinel, one upstream, and the machine for themselves.
+
+use std::env;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use sentinel_integration::bootstrap::{Bootstrap, Configuration, Sentinel};
+use sentinel_integration::client::{self, Answer, Client};
+use sentinel_integration::clock;
+use sentinel_integration::envoy::Envoy;
+use sentinel_integration::load::{self, Ask, Plan, Rate, Report, Until};
+use sentinel_integration::rules;
+use sentinel_integration::stats::Stats;
+use sentinel_integration::upstream::Upstream;
+
+/// What a test wants; the usual is 4 workers, both modules, the service with its twin, no rules.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) workers: u32,
+    pub(crate) binary: PathBuf,
+    pub(crate) dist: PathBuf,
+    pub(crate) filter: Option<Configuration>,
+    pub(crate) service: Option<Configuration>,
+    pub(crate) revived: bool,
+}
+
+impl Setup {
+    /// With these flow rules, each a YAML mapping of its fields.
+    pub(crate) fn with_rules(flow_rules: &[&str]) -> Self {
+        Self {
+            workers: 4,
+            binary: envoy(),
+            dist: dist(),
+            filter: Some(Configuration::Struct(json!({"resource": {"from": "method_path"}}))),
+            service: Some(Configuration::Struct(json!({"rules": [document(flow_rules)]}))),
+            revived: true,
+        }
+    }
+
+    pub(crate) fn workers(mut self, workers: u32) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// The filter's configuration, as YAML.
+    pub(crate) fn filter(mut self, configuration: &str) -> Self {
+        self.filter = Some(Configuration::Struct(yaml(configuration)));
+        self
+    }
+
+    pub(crate) fn service(mut self, configuration: Option<Configuration>) -> Self {
+        self.service = configuration;
+        self
+    }
+
+    /// With the modules that can be made to fail.
+    pub(crate) fn with_faults(mut self) -> Self {
+        self.dist = faults_dist();
+        self
+    }
+
+    pub(crate) fn start(self) -> World {
+        self.try_start().unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// What Envoy printed when it refused this.
+    pub(crate) fn refused(self) -> String {
+        match self.try_start() {
+            Ok(world) => panic!("must be refused, but runs: {world:?}"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    fn try_start(self) -> anyhow::Result<World> {
+        let turn = machine();
+        let directory = tempfile::tempdir()?;
+        let access_log = directory.path().join("access.log");
+        let upstream = Upstream::start(0)?;
+        let bootstrap = Bootstrap {
+            port: 0,
+            admin_port: 0,
+            upstream: upstream.address(),
+            sentinel: Some(Sentinel {
+                dist: self.dist,
+                filter: self.filter,
+                service: self.service,
+                revived: self.revived,
+            }),
+            access_log: Some(access_log.clone()),
+        };
+        let envoy = Envoy::start(&self.binary, self.workers, &bootstrap)?;
+        Ok(World { envoy, upstream, access_log, _directory: directory, _turn: turn })
+    }
+}
+
+/// What runs.
+pub(crate) struct World {
+    pub(crate) envoy: Envoy,
+    pub(crate) upstream: Upstream,
+    access_log: PathBuf,
+    _directory: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl World {
+    pub(crate) fn proxy(&self) -> SocketAddr {
+        self.envoy.proxy()
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.proxy()).unwrap()
+    }
+
+    /// GET on a connection of its own.
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        client::get(self.proxy(), path).unwrap()
+    }
+
+    /// A mix at this rate for so long, over 64 connections.
+    pub(crate) fn flood(&self, asks: &[Ask], per_second: u32, seconds: u64) -> Report {
+        self.load(asks, Rate::PerSecond(per_second), Until::Elapsed(Duration::from_secs(seconds)))
+    }
+
+    /// Over 64 connections. Every request must get an answer.
+    pub(crate) fn load(&self, asks: &[Ask], rate: Rate, until: Until) -> Report {
+        let plan = Plan { server: self.proxy(), asks: asks.to_vec(), connections: 64, rate, until };
+        let report = load::run(&plan).unwrap();
+        assert!(
+            report.errors().is_empty(),
+            "requests without an answer: {:?}; {self:?}",
+            report.errors()
+        );
+        report
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.envoy.stats().unwrap()
+    }
+
+    /// The stats as soon as they are as `good` wants them, in ten seconds at most.
+    #[track_caller]
+    pub(crate) fn stats_when(&self, what: &str, good: impl Fn(&Stats) -> bool) -> Stats {
+        let waited =
+            clock::wait_for(what, Duration::from_secs(10), || Ok(Some(self.stats()).filter(&good)));
+        waited.unwrap_or_else(|error| {
+            let series: Vec<_> = self.stats().series().collect();
+            panic!("{error:#}; Sentinel's metrics: {series:?}; {self:?}")
+        })
+    }
+
+    /// The line of the access log that contains `text`, as soon as it is there.
+    #[track_caller]
+    pub(crate) fn access_logged(&self, text: &str) -> String {
+        clock::wait_for("a line in the access log", Duration::from_secs(10), || {
+            let log = std::fs::read_to_string(&self.access_log).unwrap_or_default();
+            Ok(log.lines().find(|line| line.contains(text)).map(str::to_owned))
+        })
+        .unwrap_or_else(|error| panic!("{error:#} ({text})"))
+    }
+
+    /// A line that Envoy printed with `text` in it, upper or lower case, as soon as it is there.
+    #[track_caller]
+    pub(crate) fn printed(&self, text: &str) -> Vec<String> {
+        clock::wait_for(text, Duration::from_secs(10), || {
+            let mut lines = self.envoy.log_lines("")?;
+            lines.retain(|line| line.to_lowercase().contains(text));
+            Ok(Some(lines).filter(|lines| !lines.is_empty()))
+        })
+        .unwrap_or_else(|error| panic!("no log line: {error:#}; {self:?}"))
+    }
+
+    /// No VM has been loaded again, so none has trapped.
+    #[track_caller]
+    pub(crate) fn assert_nothing_trapped(&self) {
+        let stats = self.stats();
+        assert_eq!(stats.sum("wasm.", ".vm_reload"), 0, "a VM trapped: {self:?}");
+        assert_eq!(stats.sum("wasm.", ".vm_reload_success"), 0, "a VM trapped: {self:?}");
+    }
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:?}{:?}", self.envoy, self.upstream)
+    }
+}
+
+/// A document of flow rules, each a YAML mapping of its fields.
+pub(crate) fn document(flow_rules: &[&str]) -> Value {
+    rules::flow_rules(&flow_rules.iter().map(|rule| yaml(rule)).collect::<Vec<_>>())
+}
+
+pub(crate) fn yaml(text: &str) -> Value {
+    rules::parse(text).unwrap().pop().unwrap()
+}
+
+/// The machine, for one test. A test that failed has done with it as well.
+pub(crate) fn machine() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn dist() -> PathBuf {
+    given("SENTINEL_DIST", &[&root().join("dist")], "sentinel_filter.wasm")
+}
+
+fn faults_dist() -> PathBuf {
+    given("SENTINEL_FAULTS_DIST", &[&root().join("target/faults")], "sentinel_filter.wasm")
+}
+
+/// The newest Envoy that is supported.
+pub(crate) fn envoy() -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<_> = env::split_paths(&path).map(|place| place.join("envoy")).collect();
+    places.insert(0, cache().join("envoy-1.40.0/envoy"));
+    given("ENVOY", &places.iter().map(PathBuf::as_path).collect::<Vec<_>>(), "")
+}
+
+/// The oldest.
+pub(crate) fn oldest_envoy() -> PathBuf {
+    given("ENVOY_1_36", &[&cache().join("envoy-1.36.4/envoy")], "")
+}
+
+fn cache() -> PathBuf {
+    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache");
+    env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("sentinel-envoy")
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// What a variable names, or the first place where it is; `within` must be in it.
+fn given(variable: &str, places: &[&Path], within: &str) -> PathBuf {
+    let named = env::var_os(variable).map(PathBuf::from);
+    let mut places = named
+        .iter()
+        .map(PathBuf::as_path)
+        .chain(places.iter().copied().filter(|_| named.is_none()));
+    let found =
+        places.find(
+            |place| if within.is_empty() { place.is_file() } else { place.join(within).is_file() },
+        );
+    match found {
+        Some(place) => std::path::absolute(place).unwrap(),
+        None => panic!(
+            "{variable} does not say where it is: run `cargo xtask test`, which sets up and builds what tests need"
+        ),
+    }
+}
