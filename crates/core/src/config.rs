@@ -30,8 +30,16 @@ pub const SERVICE_FIELDS: &[&str] = &["rules", "sources", "metrics", "envoyStats
 pub const METRICS_FIELDS: &[&str] = &["resources", "seriesMax"];
 
 /// The fields of the filter's configuration.
-pub const FILTER_FIELDS: &[&str] =
-    &["resource", "origin", "args", "rules", "replyCluster", "exposeRule", "beforeFirstRules", "settings"];
+pub const FILTER_FIELDS: &[&str] = &[
+    "resource",
+    "origin",
+    "args",
+    "rules",
+    "replyCluster",
+    "exposeRule",
+    "beforeFirstRules",
+    "settings",
+];
 
 /// The fields of the filter's `resource`.
 pub const RESOURCE_FIELDS: &[&str] = &["from", "templates", "name"];
@@ -329,9 +337,13 @@ impl ServiceConfig {
             fields.not_run(later);
         }
         if let Some(mut metrics) = fields.inside("metrics", METRICS_FIELDS) {
-            let name_bytes_max = usize::try_from(config.settings.name_bytes_max).unwrap_or(usize::MAX);
-            let resources_max = usize::try_from(config.settings.resources_max).unwrap_or(usize::MAX);
-            for Text { field, position, text } in metrics.texts("resources", resources_max) {
+            let name_bytes_max =
+                usize::try_from(config.settings.name_bytes_max).unwrap_or(usize::MAX);
+            let resources_max =
+                usize::try_from(config.settings.resources_max).unwrap_or(usize::MAX);
+            for Text { field, position, text } in
+                metrics.texts("resources", resources_max, Some("resourcesMax"))
+            {
                 if text.is_empty() || text.len() > name_bytes_max {
                     let found = format!("{} bytes long", text.len());
                     let allowed = format!("1 to {name_bytes_max} (nameBytesMax)");
@@ -372,7 +384,8 @@ impl FilterConfig {
         config.before_first_rules = before_first_rules(&mut fields);
         // As good as beside it: that is where the service's configuration has it.
         if let Some(mut settings) = fields.inside("settings", &["beforeFirstRules"]) {
-            config.before_first_rules = before_first_rules(&mut settings).or(config.before_first_rules);
+            config.before_first_rules =
+                before_first_rules(&mut settings).or(config.before_first_rules);
         }
         refusals.or(config)
     }
@@ -393,8 +406,10 @@ impl Default for FilterConfig {
 /// What errors call the configuration that Envoy hands over.
 const SOURCE: &str = "configuration";
 
-static BEFORE_FIRST_RULES: &[Choice<BeforeFirstRules>] =
-    &[Choice::named("pass", BeforeFirstRules::Pass), Choice::named("block", BeforeFirstRules::Block)];
+static BEFORE_FIRST_RULES: &[Choice<BeforeFirstRules>] = &[
+    Choice::named("pass", BeforeFirstRules::Pass),
+    Choice::named("block", BeforeFirstRules::Block),
+];
 
 fn before_first_rules(fields: &mut Fields<'_, '_>) -> Option<BeforeFirstRules> {
     fields.choice("beforeFirstRules", BEFORE_FIRST_RULES).map(|choice| choice.value)
@@ -403,11 +418,15 @@ fn before_first_rules(fields: &mut Fields<'_, '_>) -> Option<BeforeFirstRules> {
 fn resource_config(fields: &mut Fields<'_, '_>) -> ResourceConfig {
     let from = resource_from(fields).unwrap_or_default();
     let mut templates = Vec::new();
-    for Text { field, position, text } in fields.texts("templates", TEMPLATES_MAX) {
+    for Text { field, position, text } in fields.texts("templates", TEMPLATES_MAX, None) {
         match Template::parse(text) {
             Ok(template) => templates.push(template),
             Err(error) => {
-                let found = format!("{}, {}", Node::new(Value::String(text.to_string())).describe(), error.problem());
+                let found = format!(
+                    "{}, {}",
+                    Node::new(Value::String(text.to_string())).describe(),
+                    error.problem()
+                );
                 let allowed = TemplateError::ALLOWED.to_string();
                 fields.refuse_at(position, &field, Reason::Mismatch { found, allowed });
             }
@@ -478,7 +497,7 @@ fn header(fields: &mut Fields<'_, '_>, name: &str, allowed: &str) -> Option<Stri
 
 fn args(fields: &mut Fields<'_, '_>) -> Vec<Param> {
     let mut args = Vec::new();
-    for Text { field, position, text } in fields.texts("args", ARGS_MAX) {
+    for Text { field, position, text } in fields.texts("args", ARGS_MAX, None) {
         match Param::parse(text) {
             Some(param) => args.push(param),
             None => {
@@ -516,4 +535,41 @@ impl Param {
 
 fn is_param_name(name: &str) -> bool {
     (1..=256).contains(&name.len()) && name.chars().all(|c| !c.is_control())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_has_the_default_that_its_table_says() {
+        let mut settings = Settings::DEFAULT;
+        for setting in SETTINGS {
+            assert!((setting.min..=setting.max).contains(&setting.default), "{}", setting.name);
+            assert_eq!(
+                settings.number_mut(setting.name).copied(),
+                Some(setting.default),
+                "{}",
+                setting.name
+            );
+        }
+        assert!((SERIES_MAX.min..=SERIES_MAX.max).contains(&SERIES_MAX.default));
+    }
+
+    #[test]
+    fn a_parameter_is_named_by_where_it_is_and_what_it_is_called() {
+        assert_eq!(Param::parse("query:a:b"), Some(Param::Query("a:b".into())));
+        assert_eq!(Param::parse("path_segment:1"), Some(Param::PathSegment(1)));
+        for text in [
+            "",
+            "header",
+            "header:",
+            "header:a b",
+            "path_segment:0",
+            "path_segment:x",
+            "client_ip:1",
+        ] {
+            assert_eq!(Param::parse(text), None, "{text}");
+        }
+    }
 }

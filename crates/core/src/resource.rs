@@ -212,7 +212,10 @@ mod tests {
     use super::*;
 
     fn config(from: ResourceFrom, templates: &[&str]) -> ResourceConfig {
-        ResourceConfig::new(from, templates.iter().map(|text| Template::parse(text).unwrap()).collect())
+        ResourceConfig::new(
+            from,
+            templates.iter().map(|text| Template::parse(text).unwrap()).collect(),
+        )
     }
 
     #[track_caller]
@@ -306,9 +309,14 @@ mod tests {
         let config = config(ResourceFrom::MethodPath, &[]);
         let limit = NAME_BYTES_LIMIT as usize;
         let mut name = Vec::new();
-        for (path_bytes, name_bytes) in [(limit - 4, limit), (limit - 3, limit + 1), (60_000, limit + 1)] {
+        for (path_bytes, name_bytes) in
+            [(limit - 4, limit), (limit - 3, limit + 1), (60_000, limit + 1)]
+        {
             let path = [b"/".as_slice(), &b"x".repeat(path_bytes - 1)].concat();
-            config.write_name(&RequestParts { method: b"GET", path: &path, ..RequestParts::default() }, &mut name);
+            config.write_name(
+                &RequestParts { method: b"GET", path: &path, ..RequestParts::default() },
+                &mut name,
+            );
             assert_eq!(name.len(), name_bytes);
         }
     }
@@ -337,8 +345,9 @@ mod tests {
             let mut rest = segment.as_bytes();
             while let [first, tail @ ..] = rest {
                 if let (b'%', [high, low, tail @ ..]) = (first, tail) {
-                    let hex = core::str::from_utf8(&[*high, *low]).unwrap().to_string();
-                    back.push(u8::from_str_radix(&hex, 16).unwrap());
+                    let hex = [*high, *low];
+                    let hex = core::str::from_utf8(&hex).unwrap();
+                    back.push(u8::from_str_radix(hex, 16).unwrap());
                     rest = tail;
                 } else {
                     back.push(*first);

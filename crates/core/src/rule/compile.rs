@@ -101,7 +101,8 @@ pub fn compile_set(sources: &[Source<'_>], settings: &Settings) -> Result<Vec<Ru
     let mut set = Set::new(settings);
     for source in sources {
         for (index, node) in source.documents.iter().enumerate() {
-            let site = Site { document: Some(index + 1), ..Site::of_source(source.name) }.at(node.position);
+            let site = Site { document: Some(index + 1), ..Site::of_source(source.name) }
+                .at(node.position);
             if node.value != Value::Null {
                 set.add_document(node, site);
             }
@@ -117,7 +118,8 @@ pub fn flow_rules_from_golang(list: &Node, settings: &Settings) -> Result<Vec<Ru
         Value::List(rules) => set.add_flow_rules(rules, &Site::default()),
         Value::Null => {}
         Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::String(_) | Value::Map(_) => {
-            let reason = Reason::Mismatch { found: list.describe(), allowed: "a list of flow rules".into() };
+            let reason =
+                Reason::Mismatch { found: list.describe(), allowed: "a list of flow rules".into() };
             let site = Site::default().at(list.position);
             set.refusals.push(Refusal { site, field: String::new(), reason });
         }
@@ -178,7 +180,13 @@ enum IdFrom {
 
 impl<'a> Set<'a> {
     fn new(settings: &'a Settings) -> Self {
-        Self { settings, rules: Vec::new(), sites: Vec::new(), seen: 0, refusals: Refusals::default() }
+        Self {
+            settings,
+            rules: Vec::new(),
+            sites: Vec::new(),
+            seen: 0,
+            refusals: Refusals::default(),
+        }
     }
 
     fn add_document(&mut self, node: &Node, mut site: Site) {
@@ -229,8 +237,10 @@ impl<'a> Set<'a> {
             if self.seen > bound(self.settings.rules_max) {
                 continue;
             }
-            let site = Site { rule: Some(index), name: name_of(node), ..document.at(node.position) };
-            if let Some((rule, id_from)) = flow_rule(node, &site, self.settings, &mut self.refusals) {
+            let site =
+                Site { rule: Some(index), name: name_of(node), ..document.at(node.position) };
+            if let Some((rule, id_from)) = flow_rule(node, &site, self.settings, &mut self.refusals)
+            {
                 self.rules.push((Rule::Flow(rule), id_from));
                 self.sites.push(site);
             }
@@ -240,7 +250,7 @@ impl<'a> Set<'a> {
     fn finish(mut self) -> Result<Vec<Rule>, Refusals> {
         let most = bound(self.settings.rules_max);
         if self.seen > most {
-            let reason = Reason::TooMany { found: self.seen, most, bound: "rulesMax" };
+            let reason = Reason::TooMany { found: self.seen, most, setting: Some("rulesMax") };
             let site = Site::default();
             self.refusals.push(Refusal { site, field: "rules".to_string(), reason });
         }
@@ -252,7 +262,8 @@ impl<'a> Set<'a> {
             };
             let by = Box::new((*other).clone());
             let derived = *id_from == IdFrom::WhatItCounts && *other_from == IdFrom::WhatItCounts;
-            let reason = if derived { Reason::CountsTheSame { by } } else { Reason::IdTaken { by } };
+            let reason =
+                if derived { Reason::CountsTheSame { by } } else { Reason::IdTaken { by } };
             self.refusals.push(Refusal { site: site.clone(), field: "id".to_string(), reason });
         }
         drop(first);
@@ -273,8 +284,10 @@ static TOKEN_CALCULATE_STRATEGIES: &[Choice<bool>] = &[
 static CONTROL_BEHAVIORS: &[Choice<bool>] =
     &[Choice::numbered("Reject", 0, RUN), Choice::numbered("Throttling", 1, NOT_RUN)];
 
-static RELATION_STRATEGIES: &[Choice<bool>] =
-    &[Choice::numbered("CurrentResource", 0, RUN), Choice::numbered("AssociatedResource", 1, NOT_RUN)];
+static RELATION_STRATEGIES: &[Choice<bool>] = &[
+    Choice::numbered("CurrentResource", 0, RUN),
+    Choice::numbered("AssociatedResource", 1, NOT_RUN),
+];
 
 static ON_SERVICE_LOSS: &[Choice<OnServiceLoss>] = &[
     Choice::named("keep", OnServiceLoss::Keep),
@@ -338,9 +351,12 @@ fn read_inert(fields: &mut Fields<'_, '_>) {
     for name in ["maxQueueingTimeMs", "warmUpPeriodSec", "warmUpColdFactor"] {
         fields.whole_u32(name, 0..=u32::MAX);
     }
-    for name in
-        ["lowMemUsageThreshold", "highMemUsageThreshold", "memLowWaterMarkBytes", "memHighWaterMarkBytes"]
-    {
+    for name in [
+        "lowMemUsageThreshold",
+        "highMemUsageThreshold",
+        "memLowWaterMarkBytes",
+        "memHighWaterMarkBytes",
+    ] {
         fields.whole(name, 0..=i64::MAX);
     }
 }
@@ -354,19 +370,24 @@ fn id<'a>(fields: &mut Fields<'a, '_>) -> Option<&'a str> {
     Some(id)
 }
 
+/// The resource; `None` if it is refused, so that it is not compared with those of other rules.
 fn resource<'a>(fields: &mut Fields<'a, '_>, settings: &Settings) -> Option<&'a str> {
     fields.require("resource");
     let resource = fields.text("resource")?;
     let most = bound(settings.name_bytes_max);
-    if resource.is_empty() {
-        fields.mismatch("resource", "a resource's name, such as \"GET:/hello\"");
+    let reason = if resource.is_empty() {
+        let allowed = "a resource's name, such as \"GET:/hello\"".to_string();
+        Reason::Mismatch { found: "\"\"".to_string(), allowed }
     } else if resource.len() > most {
         let found = format!("{} bytes long", resource.len());
-        fields.refuse("resource", Reason::Mismatch { found, allowed: format!("at most {most} (nameBytesMax)") });
+        Reason::Mismatch { found, allowed: format!("at most {most} (nameBytesMax)") }
     } else if resource == "*" {
-        fields.refuse("resource", Reason::NotRun { found: Some("\"*\"".to_string()) });
-    }
-    Some(resource)
+        Reason::NotRun { found: Some("\"*\"".to_string()) }
+    } else {
+        return Some(resource);
+    };
+    fields.refuse("resource", reason);
+    None
 }
 
 /// What every rule can say, whatever its kind.
@@ -409,32 +430,39 @@ fn headers(response: &mut Fields<'_, '_>) -> Vec<(String, String)> {
     };
     let found = map.entries().len();
     if found > RESPONSE_HEADERS_MAX {
-        let reason = Reason::TooMany { found, most: RESPONSE_HEADERS_MAX, bound: "a fixed bound" };
+        let reason = Reason::TooMany { found, most: RESPONSE_HEADERS_MAX, setting: None };
         response.refuse("headers", reason);
         return Vec::new();
     }
     let mut headers: Vec<(String, String)> = Vec::with_capacity(found);
     for entry in map.entries() {
         let name = entry.key.to_ascii_lowercase();
-        let mut refuse = |allowed: &str| {
-            let reason = Reason::Mismatch { found: entry.value.describe(), allowed: allowed.to_string() };
-            response.refuse_at(entry.value.position.or(entry.position), &format!("headers.{}", entry.key), reason);
+        let problem = match &entry.value.value {
+            Value::String(value) if !is_header_value(value) => {
+                "is no header's value: no control characters, and at most 16384 bytes"
+            }
+            Value::String(_) if !is_header_name(&name) => {
+                "is no header's name: only letters, digits and -_.!#$%&'*+^`|~"
+            }
+            Value::String(_) if FRAMING_HEADERS.contains(&name.as_str()) => {
+                "is Envoy's to set: leave it out"
+            }
+            Value::String(_) if headers.iter().any(|(other, _)| *other == name) => {
+                "stands twice, in different case: leave one out"
+            }
+            Value::String(value) => {
+                headers.push((name, value.clone()));
+                continue;
+            }
+            Value::Null
+            | Value::Bool(_)
+            | Value::Int(_)
+            | Value::Float(_)
+            | Value::List(_)
+            | Value::Map(_) => "is not text: put it in quotes",
         };
-        let Value::String(value) = &entry.value.value else {
-            refuse("text: put it in quotes");
-            continue;
-        };
-        if !is_header_name(&name) {
-            refuse("under a header's name (letters, digits and -_.!#$%&'*+^`|~)");
-        } else if FRAMING_HEADERS.contains(&name.as_str()) {
-            refuse("left out: Envoy frames the reply");
-        } else if headers.iter().any(|(other, _)| *other == name) {
-            refuse("left out: the header stands twice, in different case");
-        } else if !is_header_value(value) {
-            refuse("text without control characters, of at most 16384 bytes");
-        } else {
-            headers.push((name, value.clone()));
-        }
+        let field = format!("headers.{}", entry.key);
+        response.refuse_at(entry.position, &field, Reason::Malformed(problem.to_string()));
     }
     headers
 }
@@ -445,7 +473,9 @@ const FRAMING_HEADERS: &[&str] = &["content-length", "transfer-encoding", "conne
 /// A token of RFC 9110, section 5.6.2, in lower case.
 pub(crate) fn is_header_name(name: &str) -> bool {
     (1..=256).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.!#$%&'*+^`|~".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.!#$%&'*+^`|~".contains(&byte))
 }
 
 fn is_header_value(value: &str) -> bool {
@@ -472,4 +502,177 @@ fn name_of(node: &Node) -> Option<String> {
 /// A setting as a number of things in memory.
 fn bound(setting: u32) -> usize {
     usize::try_from(setting).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rule::{
+        error::REFUSALS_MAX,
+        node::{Entry, Map},
+    };
+
+    fn map<const N: usize>(entries: [(&str, Value); N]) -> Value {
+        let entries = entries.map(|(key, value)| Entry {
+            key: key.into(),
+            position: None,
+            value: Node::new(value),
+        });
+        Value::Map(Map::from_entries(entries.to_vec()).unwrap())
+    }
+
+    fn text(text: &str) -> Value {
+        Value::String(text.into())
+    }
+
+    fn compile(rules: Vec<Value>) -> Result<Vec<Rule>, Refusals> {
+        let rules = rules.into_iter().map(Node::new).collect();
+        flow_rules_from_golang(&Node::new(Value::List(rules)), &Settings::DEFAULT)
+    }
+
+    fn rule(resource: &str) -> Value {
+        map([("resource", text(resource)), ("threshold", Value::Int(1))])
+    }
+
+    #[test]
+    fn a_rule_that_says_no_more_than_it_must_has_sentinel_s_defaults() {
+        let rules = compile(Vec::from([rule("GET:/hello")])).unwrap();
+        let expected = FlowRule {
+            id: "flow:GET:/hello".into(),
+            resource: "GET:/hello".into(),
+            threshold: 1.0,
+            stat_interval_ms: 1_000,
+            common: Common::default(),
+        };
+        assert_eq!(rules, [Rule::Flow(expected)]);
+    }
+
+    #[test]
+    fn an_id_says_what_the_rule_counts() {
+        assert_eq!(default_flow_id("GET:/hello", 1_000), "flow:GET:/hello");
+        assert_eq!(default_flow_id("GET:/hello", 500), "flow:GET:/hello:500ms");
+    }
+
+    #[test]
+    fn an_id_that_would_not_be_one_is_shortened_and_stays_the_same_for_ever() {
+        assert_eq!(
+            default_flow_id("GET:/users/{id}", 1_000),
+            "flow:GET:/users/_id_:b1993b3bea1c28fc"
+        );
+        let long = default_flow_id(&"/x".repeat(100), 1_000);
+        assert_eq!(long, "flow:/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x:b7b26b92b7b2be16");
+    }
+
+    #[test]
+    fn what_is_over_rules_max_refuses_the_set() {
+        let settings = Settings { rules_max: 2, ..Settings::DEFAULT };
+        let rules = ["a", "b", "c"].map(|name| Node::new(rule(name)));
+        let refusals =
+            flow_rules_from_golang(&Node::new(Value::List(rules.to_vec())), &settings).unwrap_err();
+        assert_eq!(
+            refusals.to_string(),
+            "`rules` has 3 entries, but may have at most 2 (rulesMax)"
+        );
+    }
+
+    #[test]
+    fn a_thousand_errors_are_a_hundred_lines_and_one() {
+        let refusals = compile((0..1_000).map(|_| rule("")).collect()).unwrap_err();
+        assert_eq!(refusals.lines().count(), REFUSALS_MAX + 1);
+        assert_eq!(refusals.lines().last().unwrap(), "… and 900 more");
+    }
+
+    #[test]
+    fn a_header_that_would_break_the_reply_is_refused() {
+        let with = |name: &str, value: &str| {
+            let response = map([("headers", map([(name, text(value))]))]);
+            compile(Vec::from([map([
+                ("resource", text("a")),
+                ("threshold", Value::Int(1)),
+                ("response", response),
+            ])]))
+        };
+        assert!(with("X-Reason", "too many").is_ok());
+        for (name, value) in [
+            ("x\r\ny", "v"),
+            (":status", "200"),
+            ("", "v"),
+            ("x y", "v"),
+            ("x", "a\r\nb: c"),
+            ("Content-Length", "0"),
+            ("transfer-encoding", "chunked"),
+        ] {
+            assert!(with(name, value).is_err(), "{name}: {value}");
+        }
+    }
+
+    /// A tree of the names and values that rule documents are made of, and of others.
+    fn any_node() -> impl Strategy<Value = Node> {
+        let words: Vec<&'static str> = DOCUMENT_FIELDS
+            .iter()
+            .chain(FLOW_FIELDS)
+            .chain(RESPONSE_FIELDS)
+            .chain(KINDS_RUN)
+            .chain(&[API_VERSION, "rules", "*", "", "Direct", "Throttling", "pass", "a/{b}"])
+            .copied()
+            .collect();
+        let word = proptest::sample::select(words.clone());
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::Bool),
+            any::<i64>().prop_map(Value::Int),
+            (-1..3_i64).prop_map(Value::Int),
+            any::<f64>().prop_map(Value::Float),
+            word.prop_map(text),
+            ".{0,8}".prop_map(Value::String),
+        ];
+        let key =
+            prop_oneof![9 => proptest::sample::select(words).prop_map(String::from), 1 => ".{0,8}"];
+        leaf.prop_map(Node::new).prop_recursive(5, 64, 12, move |inner| {
+            let entries = proptest::collection::vec((key.clone(), inner.clone()), 0..12);
+            prop_oneof![
+                proptest::collection::vec(inner, 0..6).prop_map(Value::List),
+                entries.prop_map(|entries| {
+                    let entries = entries.into_iter().map(|(key, value)| Entry {
+                        key,
+                        position: None,
+                        value,
+                    });
+                    Value::Map(Map::from_entries(entries.collect()).unwrap_or_default())
+                }),
+            ]
+            .prop_map(Node::new)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_tree_is_rules_or_refusals(inner in proptest::collection::vec(any_node(), 0..4), bare: bool) {
+            let document = map([("apiVersion", text(API_VERSION)), ("kind", text("FlowRules")), ("spec", Value::Null)]);
+            let Value::Map(document) = document else { unreachable!() };
+            let mut entries = document.entries().to_vec();
+            entries[2].value = Node::new(map([("rules", Value::List(inner.clone()))]));
+            let whole = Node::new(Value::Map(Map::from_entries(entries).unwrap()));
+            let documents = if bare { inner } else { Vec::from([whole]) };
+            let sources = [Source { name: "any", documents: &documents }];
+            match compile_set(&sources, &Settings::DEFAULT) {
+                Ok(rules) => prop_assert!(rules.iter().all(|rule| is_id(rule.id()) && !rule.resource().is_empty())),
+                Err(refusals) => prop_assert!(refusals.lines().all(|line| !line.contains('\n'))),
+            }
+        }
+
+        #[test]
+        fn every_default_id_is_an_id(resource in ".{1,100}", interval in 1..u32::MAX) {
+            prop_assert!(is_id(&default_flow_id(&resource, interval)));
+        }
+
+        #[test]
+        fn what_counts_differently_has_another_id(a in "[a-c{}]{1,60}", b in "[a-c{}]{1,60}") {
+            prop_assert_eq!(default_flow_id(&a, 1_000) == default_flow_id(&b, 1_000), a == b);
+        }
+    }
 }

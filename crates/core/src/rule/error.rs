@@ -88,10 +88,10 @@ pub enum Reason {
         found: usize,
         /// How many there may be.
         most: usize,
-        /// The setting that is the bound, or a word for the bound.
-        bound: &'static str,
+        /// The setting that says so, if it is not fixed.
+        setting: Option<&'static str>,
     },
-    /// The source is not a document at all.
+    /// What else is wrong, in words that follow the field's name.
     Malformed(String),
 }
 
@@ -134,9 +134,15 @@ impl Refusals {
         self.shown.iter().map(|refusal| refusal.to_string()).chain(more)
     }
 
-    /// `value` if nothing was refused.
-    pub(crate) fn or<T>(self, value: T) -> Result<T, Self> {
-        if self.is_empty() { Ok(value) } else { Err(self) }
+    /// `value` if nothing was refused; otherwise the refusals in the order of their places.
+    pub(crate) fn or<T>(mut self, value: T) -> Result<T, Self> {
+        if self.is_empty() {
+            return Ok(value);
+        }
+        self.shown.sort_by(|a, b| {
+            (&a.site.source, a.site.position).cmp(&(&b.site.source, b.site.position))
+        });
+        Err(self)
     }
 }
 
@@ -225,15 +231,20 @@ impl fmt::Display for Reason {
             Self::Missing => f.write_str("is missing"),
             Self::Mismatch { found, allowed } => write!(f, "is {found}, but must be {allowed}"),
             Self::Unknown { near: None } => f.write_str("is not a field of this"),
-            Self::Unknown { near: Some(near) } => write!(f, "is not a field of this; did you mean `{near}`?"),
+            Self::Unknown { near: Some(near) } => {
+                write!(f, "is not a field of this; did you mean `{near}`?")
+            }
             Self::NotRun { found: None } => f.write_str("is not run by this version"),
-            Self::NotRun { found: Some(found) } => write!(f, "is {found}, which is not run by this version"),
+            Self::NotRun { found: Some(found) } => {
+                write!(f, "is {found}, which is not run by this version")
+            }
             Self::IdTaken { by } => write!(f, "is also the id of {by}; ids must differ"),
             Self::CountsTheSame { by } => {
                 write!(f, "is missing: the rule counts the same as {by}; give both an `id`")
             }
-            Self::TooMany { found, most, bound } => {
-                write!(f, "has {found} entries, but may have at most {most} ({bound})")
+            Self::TooMany { found, most, setting } => {
+                write!(f, "has {found} entries, but may have at most {most}")?;
+                setting.map_or(Ok(()), |setting| write!(f, " ({setting})"))
             }
             Self::Malformed(what) => f.write_str(what),
         }

@@ -89,7 +89,8 @@ impl Node {
             Value::Null => "nothing".to_string(),
             Value::Bool(flag) => flag.to_string(),
             Value::Int(number) => number.to_string(),
-            Value::Float(number) => number.to_string(),
+            // The debug form, since the other one writes 1e300 with all its zeros.
+            Value::Float(number) => format!("{number:?}"),
             Value::String(text) => format!("\"{}\"", shorten(text)),
             Value::List(_) => "a list".to_string(),
             Value::Map(_) => "a map".to_string(),
@@ -103,7 +104,10 @@ impl Value {
         if !(-WHOLE_MAX..=WHOLE_MAX).contains(&number) {
             return Self::Float(number);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "in range, and compared with what it was")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "in range, and compared with what it was"
+        )]
         let whole = number as i64;
         #[expect(clippy::cast_precision_loss, reason = "at most 2^53")]
         let same = whole as f64 == number;
@@ -178,14 +182,16 @@ mod tests {
 
     #[test]
     fn a_map_keeps_the_order_in_which_it_was_written() {
-        let map = Map::from_entries(["b", "a", "c"].map(|key| entry(key, Value::Int(1))).to_vec()).unwrap();
+        let map = Map::from_entries(["b", "a", "c"].map(|key| entry(key, Value::Int(1))).to_vec())
+            .unwrap();
         let keys: Vec<&str> = map.entries().iter().map(|entry| entry.key.as_str()).collect();
         assert_eq!(keys, ["b", "a", "c"]);
     }
 
     #[test]
     fn nothing_is_as_good_as_absent() {
-        let map = Map::from_entries([entry("a", Value::Null), entry("b", Value::Int(1))].to_vec()).unwrap();
+        let map = Map::from_entries([entry("a", Value::Null), entry("b", Value::Int(1))].to_vec())
+            .unwrap();
         assert_eq!(map.get("a"), None);
         assert_eq!(map.get("b"), Some(&Node::new(Value::Int(1))));
     }

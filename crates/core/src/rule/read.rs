@@ -65,11 +65,13 @@ impl<'a, 'r> Fields<'a, 'r> {
             refusals.push(Refusal { site: site.at(node.position), field, reason });
             return None;
         };
-        let mut fields = Self { map, position: node.position, path: path.to_string(), site, refusals };
+        let mut fields =
+            Self { map, position: node.position, path: path.to_string(), site, refusals };
         for entry in map.entries() {
             if !known.contains(&entry.key.as_str()) {
                 let reason = Reason::Unknown { near: near(&entry.key, known) };
-                fields.refuse_at(entry.position, &entry.key, reason);
+                let name = if entry.key.is_empty() { "\"\"" } else { &entry.key };
+                fields.refuse_at(entry.position, name, reason);
             }
         }
         Some(fields)
@@ -169,7 +171,11 @@ impl<'a, 'r> Fields<'a, 'r> {
     }
 
     /// One of `choices`, by name or number.
-    pub(crate) fn choice<T>(&mut self, name: &str, choices: &'static [Choice<T>]) -> Option<&'static Choice<T>> {
+    pub(crate) fn choice<T>(
+        &mut self,
+        name: &str,
+        choices: &'static [Choice<T>],
+    ) -> Option<&'static Choice<T>> {
         let node = self.node(name)?;
         let choice = match &node.value {
             Value::String(text) => choices.iter().find(|choice| choice.name == text),
@@ -192,7 +198,7 @@ impl<'a, 'r> Fields<'a, 'r> {
         choice
     }
 
-    /// The values of a list, with the path of each; none if the field is absent.
+    /// The values of a list; none if the field is absent.
     pub(crate) fn list(&mut self, name: &str) -> &'a [Node] {
         match self.node(name).map(|node| &node.value) {
             Some(Value::List(list)) => list,
@@ -211,11 +217,16 @@ impl<'a, 'r> Fields<'a, 'r> {
         }
     }
 
-    /// The texts of a list of at most `most`, each with its path (`name[3]`) and its position.
-    pub(crate) fn texts(&mut self, name: &str, most: usize) -> Vec<Text<'a>> {
+    /// The texts of a list of at most `most`, which `setting` may set.
+    pub(crate) fn texts(
+        &mut self,
+        name: &str,
+        most: usize,
+        setting: Option<&'static str>,
+    ) -> Vec<Text<'a>> {
         let list = self.list(name);
         if list.len() > most {
-            self.refuse(name, Reason::TooMany { found: list.len(), most, bound: "a fixed bound" });
+            self.refuse(name, Reason::TooMany { found: list.len(), most, setting });
             return Vec::new();
         }
         let mut texts = Vec::with_capacity(list.len());
@@ -224,7 +235,8 @@ impl<'a, 'r> Fields<'a, 'r> {
             if let Value::String(text) = &node.value {
                 texts.push(Text { field, position: node.position, text });
             } else {
-                let reason = Reason::Mismatch { found: node.describe(), allowed: "text".to_string() };
+                let reason =
+                    Reason::Mismatch { found: node.describe(), allowed: "text".to_string() };
                 self.refuse_at(node.position, &field, reason);
             }
         }
@@ -277,10 +289,14 @@ pub(crate) fn near(name: &str, known: &[&'static str]) -> Option<&'static str> {
         return None;
     }
     let changes = |known: &&'static str| {
-        if known.eq_ignore_ascii_case(name) { 0 } else { distance(name.as_bytes(), known.as_bytes()) }
+        if known.eq_ignore_ascii_case(name) {
+            0
+        } else {
+            distance(name.as_bytes(), known.as_bytes())
+        }
     };
     // Of a short name two changes would leave nothing.
-    let allowed = (name.len() / 3).min(2);
+    let allowed = (name.len() / 2).min(2);
     known.iter().copied().min_by_key(changes).filter(|known| changes(known) <= allowed)
 }
 
@@ -302,7 +318,10 @@ fn distance(a: &[u8], b: &[u8]) -> usize {
 
 fn as_number(node: &Node) -> Option<f64> {
     match node.value {
-        #[expect(clippy::cast_precision_loss, reason = "what is over 2^53 is refused, exact or not")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "what is over 2^53 is refused, exact or not"
+        )]
         Value::Int(number) => Some(number as f64),
         Value::Float(number) => Some(number),
         Value::Null | Value::Bool(_) | Value::String(_) | Value::List(_) | Value::Map(_) => None,

@@ -32,15 +32,17 @@ fn map(decoded: Struct, depth: usize, room: &mut usize) -> Result<Node, Document
         entries.push(Entry { key, position: None, value: node(value, depth, room)? });
     }
     // A Struct's names differ: it decodes into a map.
-    let map = Map::from_entries(entries)
-        .map_err(|entry| DocumentError::new(None, &alloc::format!("`{}` stands twice", entry.key)))?;
+    let map = Map::from_entries(entries).map_err(|entry| {
+        DocumentError::new(None, &alloc::format!("`{}` stands twice", entry.key))
+    })?;
     Ok(Node::new(Value::Map(map)))
 }
 
 fn node(value: prost_types::Value, depth: usize, room: &mut usize) -> Result<Node, DocumentError> {
     *room = room.checked_sub(1).ok_or_else(too_large)?;
     let inner = || {
-        let problem = alloc::format!("lists and maps stand more than {DEPTH_MAX} deep in each other");
+        let problem =
+            alloc::format!("lists and maps stand more than {DEPTH_MAX} deep in each other");
         depth.checked_sub(1).ok_or(DocumentError { position: None, problem })
     };
     let value = match value.kind {

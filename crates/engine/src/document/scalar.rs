@@ -30,7 +30,9 @@ fn number(text: &str) -> Option<Value> {
             let infinite = if text.starts_with('-') { f64::NEG_INFINITY } else { f64::INFINITY };
             return Some(Value::Float(infinite));
         }
-        ".nan" | ".NaN" | ".NAN" if unsigned.len() == text.len() => return Some(Value::Float(f64::NAN)),
+        ".nan" | ".NaN" | ".NAN" if unsigned.len() == text.len() => {
+            return Some(Value::Float(f64::NAN));
+        }
         _ => {}
     }
     if !is_decimal(unsigned) {
@@ -54,7 +56,10 @@ fn is_decimal(unsigned: &str) -> bool {
         let digits = exponent.strip_prefix(['-', '+']).unwrap_or(exponent);
         !digits.is_empty() && is_digits(digits)
     });
-    !(whole.is_empty() && fraction.is_empty()) && is_digits(whole) && is_digits(fraction) && exponent_is_right
+    !(whole.is_empty() && fraction.is_empty())
+        && is_digits(whole)
+        && is_digits(fraction)
+        && exponent_is_right
 }
 
 fn radix(digits: &str, radix: u32) -> Option<Value> {
@@ -80,7 +85,10 @@ mod tests {
     fn plain_scalars_mean_what_the_core_schema_says() {
         check(&["", "~", "null", "Null", "NULL"], &Value::Null);
         check(&["true", "True", "TRUE"], &Value::Bool(true));
-        check(&["12", "+12", "0012", "0xc", "0xC", "0o14", "12.0", "1.2e1", "120E-1", "12."], &Value::Int(12));
+        check(
+            &["12", "+12", "0012", "0xc", "0xC", "0o14", "12.0", "1.2e1", "120E-1", "12."],
+            &Value::Int(12),
+        );
         check(&["-12"], &Value::Int(-12));
         check(&[".5", "0.5", "5e-1", "+.5"], &Value::Float(0.5));
         check(&[".inf", "+.Inf", ".INF", "1e999"], &Value::Float(f64::INFINITY));
@@ -92,8 +100,9 @@ mod tests {
     #[test]
     fn what_only_looks_like_a_number_is_text() {
         for text in [
-            "no", "on", "yes", "nULL", "tRUE", "inf", "nan", "infinity", "+.nan", "1_000", "1,000", "1:30", "0o8", "0xg", "0x", "-0x1",
-            "0x+1", ".", "-", "+", "e5", "1e", "1e+", "1.2.3", "--1", "+-1", "１２", "1 2", ".e1",
+            "no", "on", "yes", "nULL", "tRUE", "inf", "nan", "infinity", "+.nan", "1_000", "1,000",
+            "1:30", "0o8", "0xg", "0x", "-0x1", "0x+1", ".", "-", "+", "e5", "1e", "1e+", "1.2.3",
+            "--1", "+-1", "１２", "1 2", ".e1",
         ] {
             check(&[text], &Value::String(text.to_string()));
         }

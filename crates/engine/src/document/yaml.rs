@@ -14,7 +14,8 @@ use crate::document::{DocumentError, SOURCE_BYTES_MAX, scalar};
 /// The documents of `text`, which is YAML or JSON in UTF-8.
 pub fn documents(text: &[u8]) -> Result<Vec<Node>, DocumentError> {
     if text.len() > SOURCE_BYTES_MAX {
-        let problem = format!("is {} bytes long, but may have at most {SOURCE_BYTES_MAX}", text.len());
+        let problem =
+            format!("is {} bytes long, but may have at most {SOURCE_BYTES_MAX}", text.len());
         return Err(DocumentError { position: None, problem });
     }
     let text = match core::str::from_utf8(text) {
@@ -28,7 +29,8 @@ pub fn documents(text: &[u8]) -> Result<Vec<Node>, DocumentError> {
     // Not only are they no YAML: the parser takes a NUL for the end, and what follows it for nothing.
     if let Some((at, control)) = text.char_indices().find(|(_, c)| is_forbidden(*c)) {
         let position = position_after(text.get(..at).unwrap_or_default());
-        let problem = format!("the control character U+{:04X} may not stand here", u32::from(control));
+        let problem =
+            format!("the control character U+{:04X} may not stand here", u32::from(control));
         return Err(DocumentError { position: Some(position), problem });
     }
     Reader { parser: Parser::new_from_str(text), room: NODES_MAX }.documents()
@@ -45,7 +47,10 @@ impl<'t> Reader<'t> {
         let mut nodes = Vec::new();
         while let Some((event, span)) = self.next()? {
             match event {
-                Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => {}
+                Event::Nothing
+                | Event::StreamStart
+                | Event::DocumentStart(_)
+                | Event::DocumentEnd => {}
                 Event::StreamEnd => break,
                 Event::Alias(_)
                 | Event::Scalar(..)
@@ -72,11 +77,16 @@ impl<'t> Reader<'t> {
         let position = position_of(span.start);
         let refuse = |problem: &str| DocumentError::new(Some(position), problem);
         self.room = self.room.checked_sub(1).ok_or_else(|| {
-            refuse(&format!("has more than {NODES_MAX} values up to here: put them into several files"))
+            refuse(&format!(
+                "has more than {NODES_MAX} values up to here: put them into several files"
+            ))
         })?;
         let value = match event {
-            Event::Scalar(text, style, _, tag) => scalar(text, style, tag.as_deref())
-                .ok_or_else(|| refuse("this tag is not supported: leave it out, and quote what is text"))?,
+            Event::Scalar(text, style, _, tag) => {
+                scalar(text, style, tag.as_deref()).ok_or_else(|| {
+                    refuse("this tag is not supported: leave it out, and quote what is text")
+                })?
+            }
             Event::SequenceStart(_, tag) => {
                 check_tag(tag.as_deref(), "seq").map_err(refuse)?;
                 let depth = depth.checked_sub(1).ok_or_else(|| refuse(TOO_DEEP))?;
@@ -138,7 +148,10 @@ impl<'t> Reader<'t> {
         }
         let map = Map::from_entries(entries).map_err(|entry| {
             let key = Node::new(Value::String(entry.key)).describe();
-            DocumentError { position: entry.position, problem: format!("the name {key} stands twice in this map") }
+            DocumentError {
+                position: entry.position,
+                problem: format!("the name {key} stands twice in this map"),
+            }
         })?;
         Ok(Value::Map(map))
     }
@@ -154,7 +167,8 @@ fn scalar(text: Cow<'_, str>, style: ScalarStyle, tag: Option<&Tag>) -> Option<V
     let Some(tag) = tag else {
         return Some(if plain { scalar::resolve(&text) } else { Value::String(text.into_owned()) });
     };
-    let is_text = tag.handle == CORE_TAGS && tag.suffix == "str" || tag.handle.is_empty() && tag.suffix == "!";
+    let is_text = tag.handle == CORE_TAGS && tag.suffix == "str"
+        || tag.handle.is_empty() && tag.suffix == "!";
     if is_text {
         return Some(Value::String(text.into_owned()));
     }
@@ -205,6 +219,8 @@ fn position_after(text: &str) -> Position {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::ToString as _;
+
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
 
@@ -222,9 +238,14 @@ mod tests {
 
     fn say(node: &Node) -> String {
         match &node.value {
-            Value::List(list) => format!("[{}]", list.iter().map(say).collect::<Vec<_>>().join(", ")),
+            Value::List(list) => {
+                format!("[{}]", list.iter().map(say).collect::<Vec<_>>().join(", "))
+            }
             Value::Map(map) => {
-                let entries = map.entries().iter().map(|entry| format!("{}: {}", entry.key, say(&entry.value)));
+                let entries = map
+                    .entries()
+                    .iter()
+                    .map(|entry| format!("{}: {}", entry.key, say(&entry.value)));
                 format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
             }
             Value::Null => "null".into(),
@@ -234,7 +255,10 @@ mod tests {
 
     #[test]
     fn yaml_and_json_say_the_same() {
-        check("a: 1\nb: [x, '2', ~]\nc:\n- d: true\n", &expect![[r#"{a: 1, b: ["x", "2", null], c: [{d: true}]}"#]]);
+        check(
+            "a: 1\nb: [x, '2', ~]\nc:\n- d: true\n",
+            &expect![[r#"{a: 1, b: ["x", "2", null], c: [{d: true}]}"#]],
+        );
         check(
             "{\n\t\"a\":1,\n\t\"b\": [\"x\", \"2\", null],\r\n\t\"c\": [{\"d\": true}]\n}",
             &expect![[r#"{a: 1, b: ["x", "2", null], c: [{d: true}]}"#]],
@@ -261,22 +285,58 @@ mod tests {
 
     #[test]
     fn core_tags_are_kept_and_others_refused() {
-        check("a: !!str 1\nb: ! 2\nc: !!int 3\nd: !!map {}\n", &expect![[r#"{a: "1", b: "2", c: 3, d: {}}"#]]);
-        check("a: !!int x", &expect!["line 1, column 4: this tag is not supported: leave it out, and quote what is text"]);
-        check("a: !env HOME", &expect!["line 1, column 4: this tag is not supported: leave it out, and quote what is text"]);
+        check(
+            "a: !!str 1\nb: ! 2\nc: !!int 3\nd: !!map {}\n",
+            &expect![[r#"{a: "1", b: "2", c: 3, d: {}}"#]],
+        );
+        check(
+            "a: !!int x",
+            &expect![
+                "line 1, column 4: this tag is not supported: leave it out, and quote what is text"
+            ],
+        );
+        check(
+            "a: !env HOME",
+            &expect![
+                "line 1, column 4: this tag is not supported: leave it out, and quote what is text"
+            ],
+        );
         check("a: !set {b}", &expect!["line 1, column 4: this tag is not supported: leave it out"]);
     }
 
     #[test]
     fn what_a_rule_file_does_not_need_is_refused_with_its_place() {
-        check("a: &x 1\nb: *x", &expect!["line 2, column 4: aliases (`*name`) are not supported: write the value out"]);
-        check("a: 1\nb: 2\na: 3", &expect![[r#"line 3, column 1: the name "a" stands twice in this map"#]]);
+        check(
+            "a: &x 1\nb: *x",
+            &expect!["line 2, column 4: aliases (`*name`) are not supported: write the value out"],
+        );
+        check(
+            "a: 1\nb: 2\na: 3",
+            &expect![[r#"line 3, column 1: the name "a" stands twice in this map"#]],
+        );
         check("? [a]\n: b", &expect!["line 1, column 3: a name in a map must be text"]);
-        check("a: \"x\u{0}\"\nb: 1", &expect!["line 1, column 6: the control character U+0000 may not stand here"]);
-        check("a:\n\t- b", &expect!["line 2, column 2: tabs disallowed within this context (block indentation)"]);
-        check(r#"{"a": "\q"}"#, &expect!["line 1, column 7: while parsing a quoted scalar, found unknown escape character"]);
-        check("a: [1, 2", &expect!["line 2, column 1: while parsing a flow sequence, expected ',' or ']'"]);
-        check("a: b: c", &expect!["line 1, column 5: mapping values are not allowed in this context"]);
+        check(
+            "a: \"x\u{0}\"\nb: 1",
+            &expect!["line 1, column 6: the control character U+0000 may not stand here"],
+        );
+        check(
+            "a:\n\t- b",
+            &expect!["line 2, column 2: tabs disallowed within this context (block indentation)"],
+        );
+        check(
+            r#"{"a": "\q"}"#,
+            &expect![
+                "line 1, column 7: while parsing a quoted scalar, found unknown escape character"
+            ],
+        );
+        check(
+            "a: [1, 2",
+            &expect!["line 2, column 1: while parsing a flow sequence, expected ',' or ']'"],
+        );
+        check(
+            "a: b: c",
+            &expect!["line 1, column 5: mapping values are not allowed in this context"],
+        );
     }
 
     #[test]
@@ -294,12 +354,20 @@ mod tests {
     fn depth_and_size_are_bounded() {
         let deep = |depth| "[".repeat(depth) + &"]".repeat(depth);
         assert!(documents(deep(DEPTH_MAX).as_bytes()).is_ok());
-        check(&deep(DEPTH_MAX + 1), &expect!["line 1, column 33: lists and maps stand too deep in each other"]);
+        check(
+            &deep(DEPTH_MAX + 1),
+            &expect!["line 1, column 33: lists and maps stand too deep in each other"],
+        );
         check(&"[".repeat(100_000), &expect!["line 1, column 256: recursion limit exceeded"]);
-        check(&"- ".repeat(100_000), &expect!["line 1, column 65: lists and maps stand too deep in each other"]);
+        check(
+            &"- ".repeat(100_000),
+            &expect!["line 1, column 65: lists and maps stand too deep in each other"],
+        );
         check(
             &format!("[{}]", "a,".repeat(NODES_MAX)),
-            &expect!["line 1, column 2000000: has more than 1000000 values up to here: put them into several files"],
+            &expect![
+                "line 1, column 2000000: has more than 1000000 values up to here: put them into several files"
+            ],
         );
         check(
             &"#".repeat(SOURCE_BYTES_MAX + 1),
