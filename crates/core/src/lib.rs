@@ -18,6 +18,7 @@ pub mod block;
 pub mod config;
 pub mod lease;
 pub mod ledger;
+pub mod order;
 pub mod resource;
 pub mod rule;
 pub mod stat;

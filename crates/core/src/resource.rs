@@ -61,9 +61,9 @@ impl ResourceConfig {
     ///
     /// A template without `{…}` wins over those with, wherever it stands; of the others the first that
     /// matches wins.
-    pub fn new(from: ResourceFrom, mut templates: Vec<Template>) -> Self {
-        // Stable: otherwise the order stays as given.
-        templates.sort_by_key(|template| !template.is_literal());
+    pub fn new(from: ResourceFrom, templates: Vec<Template>) -> Self {
+        let (mut templates, others): (Vec<_>, Vec<_>) = templates.into_iter().partition(Template::is_literal);
+        templates.extend(others);
         Self { from, templates }
     }
 

@@ -11,6 +11,8 @@
 
 extern crate alloc;
 
+#[cfg(feature = "contract")]
+pub mod contract;
 pub mod document;
 pub mod host;
 pub mod service;
@@ -23,6 +25,7 @@ mod clock;
 mod nodes;
 mod rulebook;
 mod shared;
+mod table;
 
 /// When a VM wants its next tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

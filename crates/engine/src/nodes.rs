@@ -88,14 +88,19 @@ impl Nodes {
     }
 
     /// Gives each resource of a new rule set its node, and retires those that it does not name.
-    pub(crate) fn take_up(&mut self, book: &mut RuleBook) {
+    pub(crate) fn take_up(&mut self, book: &mut RuleBook, old: &RuleBook) {
         let mut series_left = book.series_max.saturating_sub(SERIES_PER_RESOURCE);
-        for node in self.nodes.iter_mut().skip(1) {
-            node.retired = true;
+        let mut retired = core::mem::take(&mut self.retired);
+        for resource in &old.resources {
+            if resource.node != OTHER_NODE {
+                retired.push(resource.node);
+            }
         }
-        let mut by_hash: Vec<(u64, u32)> = (0..).zip(&self.nodes).skip(1).map(|(i, node)| (node.hash, i)).collect();
-        by_hash.retain(|(_, index)| !self.free.contains(index));
-        by_hash.sort_unstable();
+        for &index in &retired {
+            if let Some(node) = self.node_mut(index) {
+                node.retired = true;
+            }
+        }
         for resource in &mut book.resources {
             let rules = u32::try_from(resource.rules.len()).unwrap_or(u32::MAX);
             let wanted = rules.saturating_mul(SERIES_PER_RULE).saturating_add(SERIES_PER_RESOURCE);
@@ -108,27 +113,23 @@ impl Nodes {
                     state.has_series = has_series;
                 }
             }
-            let known = by_hash
-                .get(by_hash.partition_point(|(hash, _)| *hash < resource.hash)..)
-                .unwrap_or_default()
-                .iter()
-                .take_while(|(hash, _)| *hash == resource.hash)
-                .find(|(_, index)| self.node(*index).is_some_and(|node| node.name == resource.name));
             resource.node = if *resource.name == *OTHER {
                 OTHER_NODE
+            } else if let Some(same) = old.find(resource.hash, resource.name.as_bytes()) {
+                same.node
             } else {
-                match known {
-                    Some((_, index)) => *index,
-                    None => self.insert(Node::new(Rc::clone(&resource.name), resource.hash, has_series)),
-                }
+                // A resource that comes back before its last request has ended goes on counting.
+                let is_it = |node: &Node| node.hash == resource.hash && node.name == resource.name;
+                let waiting = retired.iter().copied().find(|index| self.node(*index).is_some_and(is_it));
+                waiting.unwrap_or_else(|| self.insert(Node::new(Rc::clone(&resource.name), resource.hash, has_series)))
             };
             if let Some(node) = self.node_mut(resource.node) {
                 node.retired = false;
                 node.has_series = has_series || resource.node == OTHER_NODE;
             }
         }
-        self.retired = (0..).zip(&self.nodes).filter(|(_, node)| node.retired).map(|(index, _)| index).collect();
-        self.retired.retain(|index| !self.free.contains(index));
+        retired.retain(|index| self.node(*index).is_some_and(|node| node.retired));
+        self.retired = retired;
     }
 
     /// Counts an admitted request.
@@ -209,10 +210,10 @@ impl Nodes {
         self.unreported = unreported;
     }
 
-    /// Up to [`FRAME_ENTRIES_MAX`] nodes for frame `sequence`: those that no frame has carried yet first.
+    /// Up to [`FRAME_ENTRIES_MAX`] nodes for frame `sequence`, the least recently sent first: what is sent
+    /// goes to the end of the line until it is acknowledged.
     pub(crate) fn frame_entries(&mut self, sequence: u64) -> Vec<FrameEntry> {
         let mut due = core::mem::take(&mut self.unacknowledged);
-        due.sort_by_key(|index| self.node(*index).map_or(0, |node| node.sent_in));
         let mut entries = Vec::with_capacity(due.len().min(FRAME_ENTRIES_MAX));
         for &index in due.iter().take(FRAME_ENTRIES_MAX) {
             let Some(node) = self.node_mut(index) else { continue };
@@ -221,6 +222,8 @@ impl Nodes {
             }
             entries.push(node.entry());
         }
+        let sent = due.len().min(FRAME_ENTRIES_MAX);
+        due.rotate_left(sent);
         self.unacknowledged = due;
         entries
     }

@@ -3,7 +3,7 @@
 //! A set is taken up whole. Until then [`Upcoming`] compiles it in slices, so that no request waits for
 //! ten thousand rules; a rule whose ledger is the same in both sets keeps its lease.
 
-use alloc::{collections::BTreeMap, rc::Rc, string::String, vec::Vec};
+use alloc::{rc::Rc, string::String, vec::Vec};
 
 use hashbrown::HashTable;
 use sentinel_core::{
@@ -28,6 +28,10 @@ use crate::{
 /// How many rules are compiled in one slice of a tick: well under the 2 ms that a tick may take for it.
 const SLICE_RULES: usize = 500;
 
+/// A slot above this is not remembered over a change of rules: its lease is dropped. Slots are allotted
+/// lowest free first, so that only a set of more rules than any setting allows has one.
+const SLOTS_MAX: usize = 1 << 20;
+
 /// The rule set in force.
 #[derive(Debug, Default)]
 pub(crate) struct RuleBook {
@@ -37,7 +41,7 @@ pub(crate) struct RuleBook {
     pub(crate) settings: Settings,
     /// The most series that may be defined.
     pub(crate) series_max: u32,
-    /// Rules in claim order: by kind, then by id, the same in every worker.
+    /// Rules in claim order, as the service has put them: the same in every worker.
     pub(crate) rules: Vec<RuleState>,
     /// The resources that a rule or the metrics configuration names.
     pub(crate) resources: Vec<Resource>,
@@ -122,24 +126,23 @@ impl RuleBook {
         self.resources.get(usize::try_from(index).ok()?)
     }
 
-    fn add_resource(&mut self, clock: &Clock, name: &str) -> Option<&mut Resource> {
+    /// The place of a resource, which is added if it is new.
+    fn add_resource(&mut self, clock: &Clock, name: &str) -> Option<usize> {
         let hash = clock.hash(name.as_bytes());
         let is_it = |index: &u32| self.resource(*index).is_some_and(|resource| *resource.name == *name);
-        let index = match self.by_name.find(hash, is_it) {
-            Some(index) => *index,
-            None => {
-                let index = u32::try_from(self.resources.len()).ok()?;
-                let rules = Rc::from([]);
-                self.resources.push(Resource { name: name.into(), hash, rules, needs_status: false, node: 0 });
-                let resources = &self.resources;
-                let hash_of = |index: &u32| {
-                    usize::try_from(*index).ok().and_then(|index| resources.get(index)).map_or(0, |resource| resource.hash)
-                };
-                self.by_name.insert_unique(hash, index, hash_of);
-                index
-            }
+        if let Some(index) = self.by_name.find(hash, is_it) {
+            return usize::try_from(*index).ok();
+        }
+        let index = self.resources.len();
+        let entry = u32::try_from(index).ok()?;
+        let rules = Rc::from([]);
+        self.resources.push(Resource { name: name.into(), hash, rules, needs_status: false, node: 0 });
+        let resources = &self.resources;
+        let hash_of = |index: &u32| {
+            usize::try_from(*index).ok().and_then(|index| resources.get(index)).map_or(0, |resource| resource.hash)
         };
-        self.resources.get_mut(usize::try_from(index).ok()?)
+        self.by_name.insert_unique(hash, entry, hash_of);
+        Some(index)
     }
 }
 
@@ -165,13 +168,24 @@ impl Upcoming {
     }
 
     /// The compiled set, with the leases of those rules of `old` that it goes on with.
-    pub(crate) fn take_up(self, clock: &Clock, old: RuleBook) -> RuleBook {
-        let mut kept: BTreeMap<(u32, u64), RuleState> =
-            old.rules.into_iter().map(|state| ((state.slot, state.terms.generation), state)).collect();
+    pub(crate) fn take_up(self, clock: &Clock, old: &mut RuleBook) -> RuleBook {
+        // By slot, which is unique within a set and below the number of rules that ever stood side by side.
+        let mut kept: Vec<Option<RuleState>> = Vec::new();
+        for state in old.rules.drain(..) {
+            let slot = usize::try_from(state.slot).unwrap_or(usize::MAX);
+            if slot < SLOTS_MAX {
+                kept.resize_with(kept.len().max(slot + 1), || None);
+                if let Some(place) = kept.get_mut(slot) {
+                    *place = Some(state);
+                }
+            }
+        }
         let mut rules = self.rules;
-        rules.sort_by(|a, b| a.rule.id().cmp(b.rule.id()));
         for state in &mut rules {
-            if let Some(old) = kept.remove(&(state.slot, state.terms.generation)) {
+            let slot = usize::try_from(state.slot).unwrap_or(usize::MAX);
+            if let Some(old) = kept.get_mut(slot).and_then(Option::take)
+                && old.terms.generation == state.terms.generation
+            {
                 state.go_on_from(old);
             }
         }
@@ -182,17 +196,20 @@ impl Upcoming {
             series_max: self.header.series_max,
             ..RuleBook::default()
         };
-        let mut by_resource: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        let mut rules_of: Vec<Vec<u32>> = Vec::new();
         for (index, state) in (0..).zip(&rules) {
-            by_resource.entry(state.rule.resource()).or_default().push(index);
-        }
-        for (name, rules) in by_resource {
-            if let Some(resource) = book.add_resource(clock, name) {
-                resource.rules = rules.into();
+            let Some(resource) = book.add_resource(clock, state.rule.resource()) else { continue };
+            rules_of.resize_with(book.resources.len(), Vec::new);
+            if let Some(rules) = rules_of.get_mut(resource) {
+                rules.push(index);
             }
         }
+        for (resource, rules) in book.resources.iter_mut().zip(rules_of) {
+            resource.rules = rules.into();
+        }
         for name in &self.header.metrics_resources {
-            if let Some(resource) = book.add_resource(clock, name) {
+            let index = book.add_resource(clock, name);
+            if let Some(resource) = index.and_then(|index| book.resources.get_mut(index)) {
                 resource.needs_status = true;
             }
         }

@@ -406,8 +406,9 @@ impl Worker {
         for state in &mut self.book.rules {
             self.other_rules_blocked += state.report(host);
         }
-        self.book = upcoming.take_up(&self.clock, core::mem::take(&mut self.book));
-        self.nodes.take_up(&mut self.book);
+        let mut old = core::mem::take(&mut self.book);
+        self.book = upcoming.take_up(&self.clock, &mut old);
+        self.nodes.take_up(&mut self.book, &old);
         self.active.clear();
         for index in 0..u32::try_from(self.book.rules.len()).unwrap_or(u32::MAX) {
             self.look_at_in_tick(index);

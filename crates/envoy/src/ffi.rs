@@ -37,6 +37,7 @@ unsafe extern "C" {
     fn proxy_set_property(path: *const u8, path_size: usize, value: *const u8, size: usize) -> Status;
     fn proxy_get_buffer_bytes(buffer: u32, start: usize, max_size: usize, value: *mut *mut u8, size: *mut usize) -> Status;
     fn proxy_set_tick_period_milliseconds(period: u32) -> Status;
+    fn proxy_set_effective_context(context: u32) -> Status;
     fn proxy_send_local_response(
         status: u32,
         details: *const u8,
@@ -175,6 +176,12 @@ pub(crate) fn buffer(buffer: u32, size: usize) -> Option<Vec<u8>> {
 pub(crate) fn set_tick_period(period_ms: u32) -> Result<(), HostError> {
     // SAFETY: a number only.
     ok(unsafe { proxy_set_tick_period_milliseconds(period_ms) })
+}
+
+/// Speaks for another context from here on, until the callback returns.
+pub(crate) fn set_effective_context(context: u32) -> Result<(), HostError> {
+    // SAFETY: a number only.
+    ok(unsafe { proxy_set_effective_context(context) })
 }
 
 /// Answers the request instead of the upstream, when the callback has returned.

@@ -50,6 +50,18 @@ pub fn set_tick_period(period_ms: u32) -> Result<(), HostError> {
     ffi::set_tick_period(period_ms)
 }
 
+/// Arms the timer of the root context `root`, in a callback of the context `current`.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses: there is no such root any more.
+pub fn set_tick_period_of(root: u32, period_ms: u32, current: u32) -> Result<(), HostError> {
+    ffi::set_effective_context(root)?;
+    let set = ffi::set_tick_period(period_ms);
+    ffi::set_effective_context(current)?;
+    set
+}
+
 /// A reply instead of the upstream's.
 #[derive(Debug)]
 pub struct LocalReply<'a> {

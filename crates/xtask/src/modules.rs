@@ -50,11 +50,13 @@ pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
     let mut all_faults = Vec::new();
     let mut artifacts = Vec::new();
     let private = private_paths(workspace)?;
-    for crate_name in CRATES {
+    for (crate_name, used_exports) in CRATES {
         let name = crate_name.replace('-', "_");
         let file = compiled.join(format!("{name}.wasm"));
-        let debug = fs::read(&file)
+        let compiled = fs::read(&file)
             .with_context(|| format!("cargo built {crate_name}, but not {}", file.display()))?;
+        let debug =
+            module_file::pruned(&compiled, used_exports).with_context(|| file.display().to_string())?;
         let shipped =
             module_file::without_debug(&debug).with_context(|| file.display().to_string())?;
         let faults = module_file::faults(&shipped, &private);
@@ -92,7 +94,38 @@ pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
     Ok(Dist { folder })
 }
 
-const CRATES: [&str; 2] = ["sentinel-filter", "sentinel-service"];
+/// Both modules, each with the functions that Envoy is to call.
+const CRATES: [(&str, &[&str]); 2] = [
+    (
+        "sentinel-filter",
+        &[
+            "_initialize",
+            "malloc",
+            "proxy_abi_version_0_2_1",
+            "proxy_on_configure",
+            "proxy_on_context_create",
+            "proxy_on_delete",
+            "proxy_on_log",
+            "proxy_on_request_headers",
+            "proxy_on_tick",
+            "proxy_on_vm_start",
+        ],
+    ),
+    (
+        "sentinel-service",
+        &[
+            "_initialize",
+            "malloc",
+            "proxy_abi_version_0_2_1",
+            "proxy_on_configure",
+            "proxy_on_context_create",
+            "proxy_on_delete",
+            "proxy_on_queue_ready",
+            "proxy_on_tick",
+            "proxy_on_vm_start",
+        ],
+    ),
+];
 
 /// The folder with cargo's output.
 fn compile(workspace: &Workspace, toolchain: WasmToolchain, flavour: Flavour) -> Result<PathBuf> {
@@ -104,7 +137,7 @@ fn compile(workspace: &Workspace, toolchain: WasmToolchain, flavour: Flavour) ->
         Flavour::Faults => "faults",
     };
     cargo.args(["--profile", profile]);
-    for name in CRATES {
+    for (name, _) in CRATES {
         cargo.args(["--package", name]);
         if flavour == Flavour::Faults {
             cargo.args(["--features", &format!("{name}/faults")]);

@@ -10,7 +10,10 @@ use alloc::{
 };
 use core::{error::Error, fmt};
 
-use crate::rule::node::{Position, shorten};
+use crate::{
+    order::sort_by,
+    rule::node::{Position, shorten},
+};
 
 /// How many refusals are kept and shown; what is over is counted.
 pub const REFUSALS_MAX: usize = 100;
@@ -139,7 +142,7 @@ impl Refusals {
         if self.is_empty() {
             return Ok(value);
         }
-        self.shown.sort_by(|a, b| {
+        sort_by(&mut self.shown, |a, b| {
             (&a.site.source, a.site.position).cmp(&(&b.site.source, b.site.position))
         });
         Err(self)

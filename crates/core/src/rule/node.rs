@@ -11,6 +11,8 @@ use alloc::{
 };
 use core::fmt;
 
+use crate::order::order_of;
+
 /// How deep lists and maps may stand in each other. A rule document needs seven levels; a deeper one is
 /// refused, since it is read by functions that call themselves.
 pub const DEPTH_MAX: usize = 32;
@@ -118,10 +120,9 @@ impl Value {
 impl Map {
     /// A map of `entries`, or the first of them whose name another one before it has.
     pub fn from_entries(entries: Vec<Entry>) -> Result<Self, Entry> {
-        let mut order: Vec<usize> = (0..entries.len()).collect();
         let key = |index: &usize| entries.get(*index).map(|entry| entry.key.as_str());
-        // Stable: of two equal names the one written first comes first.
-        order.sort_by(|a, b| key(a).cmp(&key(b)));
+        // Of two equal names the one written first comes first.
+        let order = order_of(entries.len(), &|a, b| key(&a).cmp(&key(&b)));
         let repeated = order
             .windows(2)
             .filter_map(|pair| match pair {

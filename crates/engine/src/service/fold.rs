@@ -4,11 +4,7 @@
 //! frame that directly follows the last one, and is young, counts in windows: a backlog of seconds that
 //! arrives at once must not look like a burst. Every other frame moves the baseline and nothing else.
 
-use alloc::{
-    collections::BTreeMap,
-    string::String,
-    vec::Vec,
-};
+use alloc::{string::String, vec::Vec};
 
 use sentinel_core::{
     stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram},
@@ -21,6 +17,7 @@ use sentinel_wire::{
 
 use crate::{
     host::Meter,
+    table::Table,
     telemetry::{Metric, of_resource},
 };
 
@@ -35,8 +32,8 @@ const GAUGE_SECONDS: u64 = 5;
 /// Everything that the frames have said.
 #[derive(Debug, Default)]
 pub(super) struct Fold {
-    workers: BTreeMap<u64, Source>,
-    resources: BTreeMap<u64, Resource>,
+    workers: Table<u64, Source>,
+    resources: Table<u64, Resource>,
     /// Frames that never arrived, or could not be read.
     pub(super) frames_lost: u64,
 }
@@ -46,7 +43,7 @@ pub(super) struct Fold {
 struct Source {
     sequence: u64,
     heard_at: Nanos,
-    baselines: BTreeMap<u64, Baseline>,
+    baselines: Table<u64, Baseline>,
 }
 
 /// What one worker has said of one resource.
@@ -84,11 +81,11 @@ impl Fold {
     /// Folds one frame. At most `resources_max` resources have windows: what is over is acknowledged and
     /// not counted here; its totals are in Envoy's counters all the same.
     pub(super) fn fold(&mut self, now: Nanos, frame: CounterFrame, resources_max: usize) {
-        let known = self.workers.contains_key(&frame.incarnation);
+        let known = self.workers.get(&frame.incarnation).is_some();
         if !known && self.workers.len() >= ACKS_MAX {
             self.forget_longest_silent();
         }
-        let source = self.workers.entry(frame.incarnation).or_default();
+        let Some(source) = self.workers.get_or_insert_with(frame.incarnation, Source::default) else { return };
         source.heard_at = now;
         if frame.sequence <= source.sequence {
             return;
@@ -102,31 +99,32 @@ impl Fold {
         let at = Nanos::new(frame.at_ns);
         let counts = missing == 0 && now.since(at) <= YOUNG;
         for entry in frame.entries {
-            let new = source.advance(&entry);
-            let hash = entry.resource;
-            if !self.resources.contains_key(&hash) {
-                // A name comes with every entry until this service has acknowledged one.
-                let Some(name) = entry.name.filter(|_| self.resources.len() < resources_max) else { continue };
-                self.resources.insert(hash, Resource::new(name));
+            let (counted, distributed) = source.advance(&entry);
+            // A name comes with every entry until this service has acknowledged one.
+            let is_new = self.resources.get(&entry.resource).is_none();
+            if is_new && (entry.name.is_none() || self.resources.len() >= resources_max) {
+                continue;
             }
-            if counts && let Some(resource) = self.resources.get_mut(&hash) {
-                resource.seconds.add(at, &new.0);
-                resource.minute.add(at, &new.0);
-                resource.rt.add(at, &new.1);
+            let name = entry.name.unwrap_or_default();
+            let resource = self.resources.get_or_insert_with(entry.resource, || Resource::new(name));
+            if let Some(resource) = resource.filter(|_| counts) {
+                resource.seconds.add(at, &counted);
+                resource.minute.add(at, &counted);
+                resource.rt.add(at, &distributed);
             }
         }
     }
 
     /// The newest folded frame of each worker.
     pub(super) fn acks(&self) -> Vec<Ack> {
-        let ack = |(&incarnation, source): (&u64, &Source)| Ack { incarnation, sequence: source.sequence };
+        let ack = |(incarnation, source): &(u64, Source)| Ack { incarnation: *incarnation, sequence: source.sequence };
         self.workers.iter().map(ack).collect()
     }
 
     /// Forgets workers that have said nothing for `silence`, and what they had in flight: they are gone. A
     /// live one sends a frame at least every 30 s, also when it has counted nothing.
     pub(super) fn forget_silent(&mut self, now: Nanos, silence: Span) {
-        self.workers.retain(|_, source| now.since(source.heard_at) <= silence);
+        self.workers.retain(|source| now.since(source.heard_at) <= silence);
     }
 
     /// What all workers have counted for a resource in the last `window`, up to 10 s.
@@ -137,25 +135,24 @@ impl Fold {
 
     /// Requests of a resource that are open in all workers.
     pub(super) fn in_flight(&self, resource: u64) -> u64 {
-        let of = |source: &Source| source.baselines.get(&resource).map_or(0, |baseline| baseline.in_flight);
-        self.workers.values().map(of).sum()
+        let of = |(_, source): &(u64, Source)| source.baselines.get(&resource).map_or(0, |baseline| baseline.in_flight);
+        self.workers.iter().map(of).sum()
     }
 
     /// Shows the windows in Envoy's gauges.
     pub(super) fn set_gauges<M: Meter>(&mut self, meter: &mut M, now: Nanos) {
-        let mut in_flight: BTreeMap<u64, u64> = BTreeMap::new();
-        for source in self.workers.values() {
-            for (hash, baseline) in &source.baselines {
-                *in_flight.entry(*hash).or_default() += baseline.in_flight;
-            }
-        }
-        for (hash, resource) in &mut self.resources {
+        let workers = &self.workers;
+        let in_flight = |hash: &u64| -> u64 {
+            let baselines = workers.iter().filter_map(|(_, source)| source.baselines.get(hash));
+            baselines.map(|baseline| baseline.in_flight).sum()
+        };
+        for (hash, resource) in self.resources.iter_mut() {
             let last = resource.seconds.sum(now, GAUGE_SLICES);
             let minute = resource.minute.sum(now, 60);
             let rt = resource.rt.sum(now, GAUGE_SECONDS);
             let name = &resource.name;
             let gauges = &mut resource.gauges;
-            let open = in_flight.get(hash).copied().unwrap_or(0);
+            let open = in_flight(hash);
             gauges.in_flight.set(meter, open, |text| of_resource(name, "in_flight", text));
             gauges.pass_qps.set(meter, last.pass / GAUGE_SECONDS, |text| of_resource(name, "pass_qps", text));
             gauges.block_qps.set(meter, last.block / GAUGE_SECONDS, |text| of_resource(name, "block_qps", text));
@@ -166,7 +163,7 @@ impl Fold {
     }
 
     fn forget_longest_silent(&mut self) {
-        let longest = self.workers.iter().min_by_key(|(_, source)| source.heard_at).map(|(incarnation, _)| *incarnation);
+        let longest = self.workers.iter().min_by_key(|(_, source)| source.heard_at).map(|(worker, _)| *worker);
         if let Some(incarnation) = longest {
             self.workers.remove(&incarnation);
         }
@@ -178,7 +175,9 @@ impl Source {
     /// a worker that has forgotten the resource in between: nothing is new then.
     fn advance(&mut self, entry: &FrameEntry) -> (MetricBucket, RtHistogram) {
         let totals = entry.totals();
-        let baseline = self.baselines.entry(entry.resource).or_insert_with(Baseline::new);
+        let Some(baseline) = self.baselines.get_or_insert_with(entry.resource, Baseline::new) else {
+            return Default::default();
+        };
         let old = core::mem::replace(&mut baseline.totals, totals);
         baseline.in_flight = entry.in_flight;
         let new = MetricBucket {

@@ -5,9 +5,9 @@
 //! never write into a ledger that belongs to another rule by now. A rule that counts what an old one
 //! counted goes on with its ledger, whatever its new threshold (semantics 1.12).
 
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use alloc::{string::String, vec::Vec};
 
-use sentinel_core::{config::ServiceConfig, ledger::whole_tokens, rule::Rule};
+use sentinel_core::{config::ServiceConfig, ledger::whole_tokens, order::order_of, rule::Rule};
 use sentinel_wire::{
     DecodeError,
     key::Key,
@@ -18,6 +18,7 @@ use super::announce;
 use crate::{
     host::{Host, Meter},
     shared::{Shared, Then},
+    table::Table,
     telemetry::{Metric, of_rule},
 };
 
@@ -26,7 +27,7 @@ use crate::{
 pub(super) struct Publication {
     version: u64,
     /// Gauges of all rules that ever were, so that one that is gone shows 0.
-    thresholds: BTreeMap<String, Metric>,
+    thresholds: Table<String, Metric>,
 }
 
 impl Publication {
@@ -78,13 +79,16 @@ impl Publication {
     }
 
     fn show_thresholds<M: Meter>(&mut self, meter: &mut M, config: &ServiceConfig) {
-        for (id, gauge) in &mut self.thresholds {
+        for (id, gauge) in self.thresholds.iter_mut() {
             gauge.set(meter, 0, |text| of_rule(id, None, "threshold", text));
         }
         let bound = usize::try_from(config.series_max).unwrap_or(usize::MAX);
-        for rule in config.rules.iter().take(bound) {
+        for rule in &config.rules {
             let Rule::Flow(flow) = rule;
-            let gauge = self.thresholds.entry(flow.id.clone()).or_default();
+            if self.thresholds.len() >= bound && self.thresholds.get(&flow.id).is_none() {
+                continue;
+            }
+            let Some(gauge) = self.thresholds.get_or_insert_with(flow.id.clone(), Metric::default) else { continue };
             gauge.set(meter, whole_tokens(flow.threshold), |text| of_rule(&flow.id, None, "threshold", text));
         }
     }
@@ -119,29 +123,35 @@ impl RuleSet {
             && self.header.metrics_resources == config.metrics_resources
             && self.header.series_max == config.series_max
             && self.entries.len() == config.rules.len()
-            && self.entries.iter().zip(&config.rules).all(|(entry, rule)| entry.rule == *rule)
+            && config.rules.iter().all(|rule| self.holds(rule))
+    }
+
+    fn holds(&self, rule: &Rule) -> bool {
+        let place = self.entries.binary_search_by(|entry| entry.rule.id().cmp(rule.id()));
+        place.ok().and_then(|place| self.entries.get(place)).is_some_and(|entry| entry.rule == *rule)
     }
 
     /// The set that `config` asks for, after this one.
     fn followed_by(&self, config: &ServiceConfig) -> Self {
         let mut next_generation = self.header.next_generation.max(1);
         let mut allotted: Vec<Option<(u32, u64)>> = self.ledgers_kept(&config.rules);
-        let mut taken: Vec<u32> = allotted.iter().flatten().map(|(slot, _)| *slot).collect();
-        taken.sort_unstable();
-        let mut free = (0..u32::MAX).filter(|slot| taken.binary_search(slot).is_err());
+        let mut taken: Table<u32, ()> = Table::default();
+        for (slot, _) in allotted.iter().flatten() {
+            taken.get_or_insert_with(*slot, || ());
+        }
+        let mut free = (0..u32::MAX).filter(|slot| taken.get(slot).is_none());
         for place in allotted.iter_mut().filter(|place| place.is_none()) {
             *place = free.next().map(|slot| (slot, next_generation));
             next_generation = next_generation.saturating_add(1);
         }
-        let entries: Vec<RuleEntry> = config
-            .rules
-            .iter()
-            .zip(allotted)
-            .filter_map(|(rule, place)| {
-                let (slot, generation) = place?;
-                Some(RuleEntry { slot, generation, rule: rule.clone() })
-            })
-            .collect();
+        // The order in which every worker claims: by kind (there is one so far), then by id.
+        let id = |index: usize| config.rules.get(index).map(Rule::id);
+        let claim_order = order_of(config.rules.len(), &|a, b| id(a).cmp(&id(b)));
+        let entry = |index: usize| {
+            let (slot, generation) = allotted.get(index).copied().flatten()?;
+            Some(RuleEntry { slot, generation, rule: config.rules.get(index)?.clone() })
+        };
+        let entries: Vec<RuleEntry> = claim_order.into_iter().filter_map(entry).collect();
         let header = RuleSetHeader {
             version: self.header.version.saturating_add(1),
             next_generation,
@@ -156,24 +166,22 @@ impl RuleSet {
     /// For each new rule the ledger that it goes on with: that of the old rule of the same id, else that
     /// of an old rule whose id is gone, if both count the same.
     fn ledgers_kept(&self, rules: &[Rule]) -> Vec<Option<(u32, u64)>> {
-        let mut old: BTreeMap<&str, &RuleEntry> = self.entries.iter().map(|entry| (entry.rule.id(), entry)).collect();
-        let mut kept: Vec<Option<(u32, u64)>> = rules
-            .iter()
-            .map(|rule| {
-                let same = old.get(rule.id()).filter(|entry| entry.rule.counts_the_same_as(rule))?;
-                let place = (same.slot, same.generation);
-                old.remove(rule.id());
-                Some(place)
-            })
-            .collect();
-        let mut by_resource: BTreeMap<&str, Vec<&RuleEntry>> = BTreeMap::new();
-        for entry in old.into_values() {
-            by_resource.entry(entry.rule.resource()).or_default().push(entry);
+        let mut left: Table<&str, &RuleEntry> = Table::default();
+        for entry in &self.entries {
+            left.get_or_insert_with(entry.rule.id(), || entry);
+        }
+        let mut kept: Vec<Option<(u32, u64)>> = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let same = left.get(&rule.id()).filter(|entry| entry.rule.counts_the_same_as(rule));
+            kept.push(same.map(|entry| (entry.slot, entry.generation)));
+        }
+        for rule in rules {
+            left.remove(&rule.id());
         }
         for (place, rule) in kept.iter_mut().zip(rules).filter(|(place, _)| place.is_none()) {
-            let Some(left) = by_resource.get_mut(rule.resource()) else { continue };
-            if let Some(index) = left.iter().position(|entry| entry.rule.counts_the_same_as(rule)) {
-                let entry = left.swap_remove(index);
+            let same_count = left.iter().find(|(_, entry)| entry.rule.counts_the_same_as(rule));
+            if let Some((id, entry)) = same_count.map(|(id, entry)| (*id, *entry)) {
+                left.remove(&id);
                 *place = Some((entry.slot, entry.generation));
             }
         }
@@ -222,7 +230,7 @@ mod tests {
         let first = RuleSet::default().followed_by(&config(vec![flow("a", "r", 1.0, 0), flow("b", "s", 1.0, 0)]));
         let second = first.followed_by(&config(vec![flow("new", "q", 1.0, 0), flow("b", "s", 1.0, 0)]));
 
-        assert_eq!(places(&second), [("new", 0, 3), ("b", 1, 2)]);
+        assert_eq!(places(&second), [("b", 1, 2), ("new", 0, 3)]);
     }
 
     #[test]
