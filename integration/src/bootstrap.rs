@@ -47,7 +47,7 @@ impl Sentinel {
         Self {
             dist: dist.to_owned(),
             filter: Some(Configuration::Struct(json!({"resource": {"from": "method_path"}}))),
-            service: Some(Configuration::Struct(json!({"rules": documents}))),
+            service: Some(Configuration::Text(json!({"rules": documents}).to_string())),
             revived: true,
         }
     }

@@ -1,1 +1,6 @@
-//! See crates/README.md.
+//! What the commands that need no proxy are made of, natively and with the engine that ships.
+
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod replay;

@@ -61,7 +61,7 @@ pub fn take_step<H: Host>(
     match (name, step) {
         ("a_missing_key_has_no_value", _) => {
             value.push(1);
-            equal("the token", host.load(key, &mut value), Ok(None))?;
+            equal("the token", &host.load(key, &mut value), &Ok(None))?;
             equal("the value", value.as_slice(), &[])?;
         }
 
@@ -79,7 +79,7 @@ pub fn take_step<H: Host>(
 
         ("a_key_is_created_once", 0) => created(host, key, b"first")?,
         ("a_key_is_created_once", 1) => {
-            equal("a second create", host.create(key, b"second"), Ok(Stored::Mismatch))?;
+            equal("a second create", &host.create(key, b"second"), &Ok(Stored::Mismatch))?;
         }
         ("a_key_is_created_once", 2) => {
             token(host, key, &mut value)?;
@@ -87,7 +87,7 @@ pub fn take_step<H: Host>(
         }
 
         ("any_token_creates_a_missing_key", 0) => {
-            equal("a store", host.store(key, b"made", Cas(12_345)), Ok(Stored::Done))?;
+            equal("a store", &host.store(key, b"made", Cas(12_345)), &Ok(Stored::Done))?;
         }
         ("any_token_creates_a_missing_key", 1) => {
             token(host, key, &mut value)?;
@@ -100,12 +100,12 @@ pub fn take_step<H: Host>(
         }
         ("a_token_is_good_for_one_write", 1) => {
             let stored = host.store(key, b"stored", Cas(number(carried)?));
-            equal("a store with the token", stored, Ok(Stored::Done))?;
+            equal("a store with the token", &stored, &Ok(Stored::Done))?;
             return Ok(carried.to_string());
         }
         ("a_token_is_good_for_one_write", 2) => {
             let stored = host.store(key, b"late", Cas(number(carried)?));
-            equal("a store with the old token", stored, Ok(Stored::Mismatch))?;
+            equal("a store with the old token", &stored, &Ok(Stored::Mismatch))?;
             return Ok(carried.to_string());
         }
         ("a_token_is_good_for_one_write", 3) => {
@@ -122,18 +122,18 @@ pub fn take_step<H: Host>(
         }
         ("a_write_leaves_the_tokens_of_other_keys", 1) => {
             created(host, other, b"moved")?;
-            equal("the token", token(host, key, &mut value)?, Cas(number(carried)?))?;
+            equal("the token", &token(host, key, &mut value)?, &Cas(number(carried)?))?;
         }
 
         ("a_megabyte_is_a_value", 0) => created(host, key, &megabyte())?,
         ("a_megabyte_is_a_value", 1) => {
             token(host, key, &mut value)?;
-            equal("whether the value is the same", value == megabyte(), true)?;
+            equal("whether the value is the same", &(value == megabyte()), &true)?;
         }
 
         ("a_signal_reaches_everybody", 0) => return Ok(host.level(Signal::Wanted).to_string()),
         ("a_signal_reaches_everybody", 1) => {
-            equal("the level", host.level(Signal::Wanted), number(carried)?)?;
+            equal("the level", &host.level(Signal::Wanted), &number(carried)?)?;
             host.raise(Signal::Wanted);
             return Ok(carried.to_string());
         }
@@ -144,7 +144,7 @@ pub fn take_step<H: Host>(
         }
 
         ("a_queue_is_there_once_it_is_registered", 0) => {
-            equal("the queue", host.resolve_queue(), Ok(None))?;
+            equal("the queue", &host.resolve_queue(), &Ok(None))?;
         }
         ("a_queue_is_there_once_it_is_registered", 1) => {
             let queue = host.register_queue().map_err(|error| format!("registering: {error:?}"))?;
@@ -152,33 +152,33 @@ pub fn take_step<H: Host>(
         }
         ("a_queue_is_there_once_it_is_registered", 2) => {
             let queue = Queue(number(carried)?);
-            equal("the queue", host.resolve_queue(), Ok(Some(queue)))?;
+            equal("the queue", &host.resolve_queue(), &Ok(Some(queue)))?;
             let missing = Queue(queue.0.wrapping_add(1_000));
             equal(
                 "a queue that is not there",
-                host.enqueue(missing, b"lost"),
-                Err(HostError::NotFound),
+                &host.enqueue(missing, b"lost"),
+                &Err(HostError::NotFound),
             )?;
         }
 
         ("a_queue_gives_what_it_got_in_that_order", 0) => {
             let queue = host.register_queue().map_err(|error| format!("registering: {error:?}"))?;
-            equal("an empty queue", host.dequeue(queue, &mut value), Ok(false))?;
+            equal("an empty queue", &host.dequeue(queue, &mut value), &Ok(false))?;
             return Ok(queue.0.to_string());
         }
         ("a_queue_gives_what_it_got_in_that_order", 1) => {
             let queue = Queue(number(carried)?);
-            equal("the first message", host.enqueue(queue, b"first"), Ok(()))?;
-            equal("the second message", host.enqueue(queue, b"second"), Ok(()))?;
+            equal("the first message", &host.enqueue(queue, b"first"), &Ok(()))?;
+            equal("the second message", &host.enqueue(queue, b"second"), &Ok(()))?;
             return Ok(carried.to_string());
         }
         ("a_queue_gives_what_it_got_in_that_order", 2) => {
             let queue = Queue(number(carried)?);
             for message in [b"first".as_slice(), b"second"] {
-                equal("a message", host.dequeue(queue, &mut value), Ok(true))?;
+                equal("a message", &host.dequeue(queue, &mut value), &Ok(true))?;
                 equal("the message", value.as_slice(), message)?;
             }
-            equal("the empty queue", host.dequeue(queue, &mut value), Ok(false))?;
+            equal("the empty queue", &host.dequeue(queue, &mut value), &Ok(false))?;
         }
 
         ("no_clock_is_behind_another", 0) => return Ok(host.monotonic_ns().to_string()),
@@ -198,8 +198,8 @@ pub fn take_step<H: Host>(
 }
 
 fn created<H: Host>(host: &mut H, key: Key, value: &[u8]) -> Result<(), String> {
-    equal("the token before", host.load(key, &mut Vec::new()), Ok(None))?;
-    equal("a create", host.create(key, value), Ok(Stored::Done))
+    equal("the token before", &host.load(key, &mut Vec::new()), &Ok(None))?;
+    equal("a create", &host.create(key, value), &Ok(Stored::Done))
 }
 
 fn token<H: Host>(host: &mut H, key: Key, value: &mut Vec<u8>) -> Result<Cas, String> {
@@ -209,7 +209,11 @@ fn token<H: Host>(host: &mut H, key: Key, value: &mut Vec<u8>) -> Result<Cas, St
     }
 }
 
-fn equal<T: PartialEq + core::fmt::Debug>(what: &str, found: T, claimed: T) -> Result<(), String> {
+fn equal<T: PartialEq + core::fmt::Debug + ?Sized>(
+    what: &str,
+    found: &T,
+    claimed: &T,
+) -> Result<(), String> {
     if found == claimed { Ok(()) } else { Err(format!("{what} is {found:?}, not {claimed:?}")) }
 }
 

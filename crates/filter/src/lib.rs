@@ -16,5 +16,5 @@ use proxy_wasm::types::LogLevel;
 
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|_| Box::new(root::FilterRoot::default()));
+    proxy_wasm::set_root_context(|id| Box::new(root::FilterRoot::new(id)));
 }}

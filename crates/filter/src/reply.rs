@@ -10,7 +10,7 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
     let rule = blocked.rule.as_ref().map(|rule| rule.id());
     let own = blocked.rule.as_ref().and_then(|rule| rule.common().response.as_ref());
     let block_type = blocked.block_type;
-    let status = own.and_then(|own| own.status).unwrap_or(block_type.http_status());
+    let status = own.and_then(|own| own.status).unwrap_or_else(|| block_type.http_status());
     let own_body = own.and_then(|own| own.body.as_deref());
 
     let shown = expose_rule.then_some(()).and(rule);

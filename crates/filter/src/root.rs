@@ -1,4 +1,4 @@
-//! One listener's configuration, and its timer.
+//! One listener's configuration.
 
 use std::rc::Rc;
 
@@ -7,41 +7,54 @@ use proxy_wasm::{
     types::ContextType,
 };
 use sentinel_core::config::FilterConfig;
-use sentinel_engine::{Next, document};
-use sentinel_envoy::stream::plugin_configuration;
+use sentinel_engine::document;
+use sentinel_envoy::{EnvoyHost, stream::plugin_configuration};
 
-use crate::{stream::Request, vm, vm::Timer};
+use crate::{stream::Request, vm};
 
 /// A root context: what Envoy makes of one `envoy.filters.http.wasm` on this thread.
-#[derive(Default)]
 pub(crate) struct FilterRoot {
     listener: Rc<Listener>,
 }
 
 /// What a listener's streams share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Listener {
+    /// The root context's id.
+    pub(crate) root: u32,
     pub(crate) config: FilterConfig,
-    pub(crate) timer: Timer,
 }
 
-impl Context for FilterRoot {}
+impl FilterRoot {
+    pub(crate) fn new(root: u32) -> Self {
+        Self { listener: Rc::new(Listener { root, config: FilterConfig::default() }) }
+    }
+}
+
+impl Context for FilterRoot {
+    fn on_done(&mut self) -> bool {
+        vm::with(|vm| vm.leave(self.listener.root));
+        true
+    }
+}
 
 impl RootContext for FilterRoot {
     /// Parses and validates, and nothing with an effect: Envoy also configures a VM that it then throws
     /// away, and one on its main thread that never sees a stream.
     fn on_configure(&mut self, size: usize) -> bool {
+        if let Some(function) = EnvoyHost::refused_function() {
+            log::error!("filter: Envoy refuses {function}: allow it in capability_restriction_config");
+            return false;
+        }
         let config = match document::configuration(&plugin_configuration(size)) {
             Ok(node) => FilterConfig::from_node(&node),
             Err(error) => Err(error.in_source("configuration").into()),
         };
         match config {
             Ok(config) => {
-                self.listener = Rc::new(Listener { config, timer: Timer::default() });
-                // A listener that is configured anew drops its old root, and that one's timer with it.
-                if vm::with(|vm| vm.is_worker()) == Some(true) {
-                    self.listener.timer.arm(Next::IDLE.period_ms);
-                }
+                let root = self.listener.root;
+                self.listener = Rc::new(Listener { root, config });
+                vm::with(|vm| vm.join(root));
                 true
             }
             Err(refusals) => {
@@ -54,11 +67,11 @@ impl RootContext for FilterRoot {
     }
 
     fn on_tick(&mut self) {
-        vm::with(|vm| vm.tick(&self.listener.timer));
+        vm::with(|vm| vm.tick(self.listener.root));
     }
 
-    fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Request::new(Rc::clone(&self.listener))))
+    fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Request::new(context_id, Rc::clone(&self.listener))))
     }
 
     fn get_type(&self) -> Option<ContextType> {

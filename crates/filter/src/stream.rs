@@ -14,6 +14,8 @@ use crate::{reply, root::Listener, vm};
 
 /// A stream context.
 pub(crate) struct Request {
+    /// The stream context's id.
+    id: u32,
     listener: Rc<Listener>,
     entry: Option<Entry>,
 }
@@ -23,8 +25,8 @@ pub(crate) struct Request {
 const GRPC_ERRORS: [u32; 6] = [2, 4, 8, 13, 14, 15];
 
 impl Request {
-    pub(crate) fn new(listener: Rc<Listener>) -> Self {
-        Self { listener, entry: None }
+    pub(crate) fn new(id: u32, listener: Rc<Listener>) -> Self {
+        Self { id, listener, entry: None }
     }
 }
 
@@ -52,7 +54,7 @@ impl HttpContext for Request {
                 }
             };
             vm.name = name;
-            vm.wake(&listener.timer);
+            vm.wake(listener.root, self.id);
             action
         })
         .unwrap_or(Action::Continue)
@@ -65,7 +67,7 @@ impl HttpContext for Request {
         vm::with(|vm| {
             let (worker, host) = vm.worker();
             worker.exit(host, entry, error);
-            vm.wake(&self.listener.timer);
+            vm.wake(self.listener.root, self.id);
         });
     }
 }

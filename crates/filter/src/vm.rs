@@ -1,18 +1,20 @@
-//! What all root contexts of one VM share: one worker, and the way to Envoy.
+//! What all root contexts of one VM share: one worker, its timer, and the way to Envoy.
 //!
 //! Several listeners, and the old and the new configuration of one that is being drained, are root
-//! contexts side by side in one VM. They are one worker all the same; its tick is whichever root's timer
-//! lives.
+//! contexts side by side in one VM. They are one worker all the same, and one of them drives its tick: a
+//! timer of each would wake the thread as many times. When the driver goes, another takes over.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
-use sentinel_core::time::Span;
 use sentinel_engine::{
-    Next,
-    host::{Host as _, Meter as _, MetricId, MetricKind},
+    host::{Meter as _, MetricId, MetricKind},
     worker::Worker,
 };
-use sentinel_envoy::{EnvoyHost, host::Calls, stream::set_tick_period};
+use sentinel_envoy::{
+    EnvoyHost,
+    host::Calls,
+    stream::{set_tick_period, set_tick_period_of},
+};
 
 /// The one worker of this VM, once a stream has been seen, and what it needs.
 pub(crate) struct Vm {
@@ -20,21 +22,20 @@ pub(crate) struct Vm {
     worker: Option<Worker>,
     /// A resource's name, while a request is being named.
     pub(crate) name: Vec<u8>,
-    ticked_at_ns: u64,
-    next: Next,
+    /// Root contexts that live, oldest first.
+    roots: Vec<u32>,
+    driver: Option<Driver>,
     reported: Calls,
     shared_data_calls: Option<MetricId>,
     queue_calls: Option<MetricId>,
 }
 
-/// The timer of one root context.
-#[derive(Debug, Default)]
-pub(crate) struct Timer {
-    armed_ms: Cell<u32>,
+/// The root context whose timer is the worker's tick.
+#[derive(Clone, Copy, Debug)]
+struct Driver {
+    root: u32,
+    period_ms: u32,
 }
-
-/// Two timers of one VM that fire closer together than this are one tick.
-const TICK_MIN: Span = Span::from_millis(4);
 
 thread_local! {
     static VM: RefCell<Option<Vm>> = const { RefCell::new(None) };
@@ -58,17 +59,30 @@ impl Vm {
             host,
             worker: None,
             name: Vec::new(),
-            ticked_at_ns: 0,
-            next: Next::IDLE,
+            roots: Vec::new(),
+            driver: None,
             reported: Calls::default(),
             shared_data_calls,
             queue_calls,
         }
     }
 
-    /// Whether this VM has seen a stream.
-    pub(crate) fn is_worker(&self) -> bool {
-        self.worker.is_some()
+    /// `root` is configured. It drives at once where streams live that nobody ticks for: their own root
+    /// has been replaced.
+    pub(crate) fn join(&mut self, root: u32) {
+        if !self.roots.contains(&root) {
+            self.roots.push(root);
+        }
+        self.wake(root, root);
+    }
+
+    /// `root` goes, and its timer with it: Envoy would let that run on for ever.
+    pub(crate) fn leave(&mut self, root: u32) {
+        self.roots.retain(|&other| other != root);
+        let Some(driver) = self.driver.take_if(|driver| driver.root == root) else { return };
+        arm(root, 0, root);
+        let heir = self.roots.iter().rev().find(|&&heir| arm(heir, driver.period_ms, root));
+        self.driver = heir.map(|&heir| Driver { root: heir, ..driver });
     }
 
     /// The worker and the host; the first call makes this VM a worker.
@@ -77,26 +91,36 @@ impl Vm {
         (self.worker.get_or_insert_with(|| Worker::start(host)), host)
     }
 
-    /// One root's timer has fired.
-    pub(crate) fn tick(&mut self, timer: &Timer) {
-        let now_ns = self.host.monotonic_ns();
-        if now_ns.saturating_sub(self.ticked_at_ns) >= TICK_MIN.get()
-            && let Some(worker) = &mut self.worker
-        {
-            self.ticked_at_ns = now_ns;
-            self.next = worker.tick(&mut self.host);
-            self.report_calls();
-        }
-        timer.arm(self.next.period_ms);
+    /// The timer of `root` has fired.
+    pub(crate) fn tick(&mut self, root: u32) {
+        let Some(worker) = self.worker.as_mut().filter(|_| self.driver.is_some_and(|driver| driver.root == root)) else {
+            arm(root, 0, root);
+            return;
+        };
+        let next = worker.tick(&mut self.host);
+        self.report_calls();
+        self.drive(root, next.period_ms, root);
     }
 
-    /// A stream has given the worker something to do.
-    pub(crate) fn wake(&mut self, timer: &Timer) {
-        if let Some(worker) = &self.worker {
-            let busy_ms = worker.busy().period_ms;
-            if timer.armed_ms.get() == 0 || timer.armed_ms.get() > busy_ms {
-                timer.arm(busy_ms);
-            }
+    /// A stream or root `current` of `root` may have given the worker something to do.
+    pub(crate) fn wake(&mut self, root: u32, current: u32) {
+        let Some(worker) = &self.worker else { return };
+        let busy_ms = worker.busy().period_ms;
+        match self.driver {
+            Some(driver) if driver.period_ms <= busy_ms => {}
+            Some(driver) => self.drive(driver.root, busy_ms, current),
+            None => self.drive(root, busy_ms, current),
+        }
+    }
+
+    /// Lets `root` tick the worker every `period_ms`, if it still lives; else nobody does until the next
+    /// stream or configuration comes.
+    fn drive(&mut self, root: u32, period_ms: u32, current: u32) {
+        let driver = Driver { root, period_ms };
+        let armed = self.driver.is_some_and(|now| now.root == root && now.period_ms == period_ms);
+        if !armed {
+            let lives = self.roots.contains(&root) && arm(root, period_ms, current);
+            self.driver = lives.then_some(driver);
         }
     }
 
@@ -115,11 +139,13 @@ impl Vm {
     }
 }
 
-impl Timer {
-    /// Asks for a tick every `period_ms`, unless that is how it is already.
-    pub(crate) fn arm(&self, period_ms: u32) {
-        if self.armed_ms.get() != period_ms && set_tick_period(period_ms).is_ok() {
-            self.armed_ms.set(period_ms);
-        }
-    }
+/// Arms the timer of `root` in a callback of `current`, which may be a stream of it. `false` if there is
+/// no such root any more.
+fn arm(root: u32, period_ms: u32, current: u32) -> bool {
+    let armed = if root == current {
+        set_tick_period(period_ms)
+    } else {
+        set_tick_period_of(root, period_ms, current)
+    };
+    armed.is_ok()
 }

@@ -11,7 +11,8 @@ use sentinel_envoy::{
     stream::{plugin_configuration, set_tick_period},
 };
 
-/// The root context of `envoy.bootstrap.wasm`, and of its twin in the stats sinks: one instance for both.
+/// The root context of `envoy.bootstrap.wasm`. Its twin in the stats sinks is this very instance where Envoy
+/// sees the same bytes (a `StringValue`), and else a second one in the same VM, which waits for the role.
 #[derive(Default)]
 pub(crate) struct ServiceRoot {
     live: Option<Live>,
@@ -33,15 +34,18 @@ impl Context for ServiceRoot {}
 
 impl RootContext for ServiceRoot {
     fn on_configure(&mut self, size: usize) -> bool {
-        let raw = plugin_configuration(size);
-        let config = match document::configuration(&raw) {
+        if let Some(function) = EnvoyHost::refused_function() {
+            log::error!("service: Envoy refuses {function}: allow it in capability_restriction_config");
+            return false;
+        }
+        let config = match document::configuration(&plugin_configuration(size)) {
             Ok(node) => ServiceConfig::from_node(&node),
             Err(error) => Err(error.in_source("configuration").into()),
         };
         match config {
             Ok(config) => {
                 let mut host = EnvoyHost::new();
-                let service = Service::configure(&mut host, config, &raw);
+                let service = Service::configure(&mut host, config);
                 let mut live = Live {
                     #[cfg(feature = "faults")]
                     fault: Fault::new(&mut host),

@@ -1,1 +1,23 @@
-//! See crates/README.md.
+//! A simulated Envoy for the engine that ships.
+//!
+//! N workers and the service run on one thread, each VM a coroutine that stops before every host call. A
+//! seed decides who goes on, how long each call takes, who loses its thread for milliseconds or dies. So a
+//! failure is a number, and the same number shows the same failure again. The checker knows the
+//! promises and Sentinel's windows, and nothing of how the engine keeps them.
+
+#![forbid(unsafe_code)]
+
+pub mod host;
+pub mod process;
+pub mod scenario;
+pub mod shared_data;
+pub mod shared_queue;
+pub mod stats;
+
+mod checker;
+mod run;
+mod thread;
+mod vm;
+mod world;
+
+pub use run::{Failure, Options, Report, run, run_many, run_scenario};

@@ -20,6 +20,11 @@ pub(crate) fn result(text: impl Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
+/// A bar that fills while `total` things are done, if somebody can see it.
+pub(crate) fn bar(total: u64) -> ProgressBar {
+    ProgressBar::new(total)
+}
+
 /// A piece of work that has been announced and is timed until [`done`](Self::done).
 #[derive(Debug)]
 pub(crate) struct Step {

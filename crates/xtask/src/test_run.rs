@@ -35,8 +35,6 @@ pub(crate) enum Step {
     Envoy,
     /// The engine keeps its promises in a simulated Envoy.
     Simulation,
-    /// The engine decides like the reference implementations.
-    Replay,
     /// The modules keep their promises in a real Envoy.
     Integration,
 }
@@ -107,8 +105,7 @@ impl Step {
             | Self::Unit
             | Self::Modules
             | Self::Envoy
-            | Self::Simulation
-            | Self::Replay => &[],
+            | Self::Simulation => &[],
         }
     }
 
@@ -145,7 +142,6 @@ impl Step {
                 runs: Some(200),
                 trace: false,
             }),
-            Self::Replay => replay(workspace),
             Self::Integration => integration(workspace),
         }
     }
@@ -193,17 +189,6 @@ fn unit(workspace: &Workspace) -> Result<Tally> {
         .args(ONLY_IN_ENVOY.map(|name| format!("--exclude={name}")))
         .arg(format!("--exclude={INTEGRATION}"));
     counted(cargo)
-}
-
-fn replay(workspace: &Workspace) -> Result<Tally> {
-    let mut total = Tally::default();
-    for workers in [1, 4] {
-        let files = VECTORS.map(|file| workspace.path(file)).to_vec();
-        let tally = commands::replay::run(&commands::replay::Arguments { workers, files })?;
-        total.passed += tally.passed;
-        total.failed += tally.failed;
-    }
-    Ok(total)
 }
 
 fn integration(workspace: &Workspace) -> Result<Tally> {
@@ -278,8 +263,6 @@ fn has_component(subcommand: &str, component: &str) -> Result<()> {
 const ONLY_IN_ENVOY: [&str; 3] = ["envoy-sentinel-host", "sentinel-filter", "sentinel-service"];
 /// Needs modules and an Envoy.
 const INTEGRATION: &str = "envoy-sentinel-integration";
-/// Decisions of the reference implementations.
-const VECTORS: [&str; 1] = ["integration/vectors/sentinel.json"];
 
 #[cfg(test)]
 mod tests {

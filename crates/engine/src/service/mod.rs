@@ -28,8 +28,10 @@ mod publish;
 use fold::Fold;
 use publish::Publication;
 
-/// How often the holder of the role shows that it lives, and sets its gauges.
-const HEARTBEAT: Span = Span::from_millis(1_000);
+/// How often the holder of the role shows that it lives, and sets its gauges: with each idle tick.
+///
+/// A little less than the period of an idle tick, which may come early by a millisecond.
+const HEARTBEAT: Span = Span::from_millis(900);
 
 /// A holder that has been silent for longer has lost the role.
 const ROLE_TTL: Span = Span::from_millis(2_000);
@@ -81,8 +83,8 @@ struct Meters {
 impl Service {
     /// Takes a configuration. Its effects are idempotent, because Envoy also configures a VM that it then
     /// throws away: the process's seeds and, if there is no rule set yet, the inline rules, so that they
-    /// are in force before the first request. `raw` is the configuration as Envoy gave it.
-    pub fn configure<H: Host + Meter>(host: &mut H, config: ServiceConfig, raw: &[u8]) -> Self {
+    /// are in force before the first request.
+    pub fn configure<H: Host + Meter>(host: &mut H, config: ServiceConfig) -> Self {
         let mut shared = Shared::default();
         let clock = Clock::agree(host, &mut shared);
         let mut publication = Publication::default();
@@ -90,8 +92,10 @@ impl Service {
         Self {
             // 0 stands for nobody.
             instance: host.random().max(1),
+            // Of its meaning, not of its bytes: Envoy writes the fields of one and the same Struct in another
+            // order for each plugin that carries it.
+            config_hash: clock.hash(&publish::meaning(&config)),
             config,
-            config_hash: clock.hash(raw),
             clock,
             shared,
             role: Role::Waiting { said: false },

@@ -94,6 +94,12 @@ impl Publication {
     }
 }
 
+/// What a configuration says, as bytes: two that say the same have the same.
+pub(super) fn meaning(config: &ServiceConfig) -> Vec<u8> {
+    let set = RuleSet::default().followed_by(config);
+    rules::encode(&set.header, &set.entries).unwrap_or_default()
+}
+
 enum Put {
     Published(u64),
     Kept(u64),

@@ -1,10 +1,14 @@
 //! `check`: rule files, before anybody loads them.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
+use sentinel_cli::check::check;
+
+use super::exit_code;
 
 /// Validates rule files with the code that the service uses.
 ///
@@ -19,5 +23,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// If a file cannot be read.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    bail!("check is not wired yet ({:?})", arguments.files)
+    let mut out = std::io::stdout();
+    let color = out.is_terminal();
+    Ok(exit_code(check(&arguments.files, &mut out, color)?))
 }

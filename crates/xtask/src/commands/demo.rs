@@ -1,9 +1,16 @@
 //! `demo`: the main job from nothing, in a real Envoy.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
+use sentinel_integration::demo;
+
+use super::exit_code;
+use crate::envoy;
+use crate::modules::{self, Flavour};
+use crate::workspace::Workspace;
 
 /// Shows limits that hold, from nothing: builds, starts a real Envoy, sends traffic, prints what was admitted.
 ///
@@ -18,7 +25,18 @@ pub(crate) struct Arguments {
 }
 
 /// # Errors
-/// If something cannot be set up.
+/// If something cannot be set up, or the demonstration cannot be carried out.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    bail!("demo is not wired yet (keep: {})", arguments.keep)
+    let workspace = Workspace::find()?;
+    let options = demo::Options {
+        envoy: envoy::envoy(None)?,
+        dist: modules::build(&workspace, Flavour::Shipping)?.folder,
+        rules: workspace.path("rules"),
+        workers: 4,
+        traffic: TRAFFIC,
+        keep: arguments.keep,
+    };
+    Ok(exit_code(demo::demo(&options, &mut std::io::stdout())?))
 }
+
+const TRAFFIC: Duration = Duration::from_secs(15);

@@ -75,6 +75,11 @@ impl Tally {
     }
 }
 
+/// 0 if what was checked holds, else 1.
+fn exit_code(holds: bool) -> ExitCode {
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 const AFTER_HELP: &str = "\
 Environment:
   ENVOY                    the Envoy to use, 1.36 to 1.40; without it the one on the path, else one that is fetched

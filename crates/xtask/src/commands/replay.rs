@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
+use sentinel_cli::replay::replay;
 
 use super::Tally;
+use crate::say;
 
 /// Runs timed decision vectors against the rule engine, by a virtual clock.
 ///
@@ -21,7 +23,8 @@ pub(crate) struct Arguments {
 }
 
 /// # Errors
-/// If a file cannot be read.
+/// If a file cannot be read or holds no vectors.
 pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
-    bail!("replay is not wired yet ({:?}, {})", arguments.files, arguments.workers)
+    let outcome = replay(&arguments.files, arguments.workers, |line| say::result(line))?;
+    Ok(Tally { passed: outcome.passed, failed: outcome.failed })
 }

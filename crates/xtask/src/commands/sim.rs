@@ -1,9 +1,16 @@
 //! `sim`: the engine in a simulated Envoy.
 
-use anyhow::{Result, bail};
+use std::fs::File;
+use std::io::Read as _;
+use std::num::NonZeroUsize;
+use std::thread;
+
+use anyhow::{Context as _, Result};
 use clap::Args;
+use sentinel_sim::{Options, run_many};
 
 use super::Tally;
+use crate::say;
 
 /// Runs workers, the service and Envoy as a deterministic simulation, with faults, and checks the promises.
 ///
@@ -23,8 +30,54 @@ pub(crate) struct Arguments {
 }
 
 /// # Errors
-/// If the simulation itself cannot run.
+/// If the machine has no randomness for a first seed.
 pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
-    let Arguments { seed, runs, trace } = arguments;
-    bail!("sim is not wired yet ({seed:?}, {runs:?}, {trace})")
+    let runs = arguments.runs.unwrap_or(if arguments.seed.is_some() { 1 } else { RUNS });
+    let seed = match arguments.seed {
+        Some(seed) => seed,
+        None => fresh_seed()?,
+    };
+    say::line(format_args!("   seeds {seed} to {}", seed.wrapping_add(runs - 1)));
+    if arguments.trace {
+        return Ok(traced(seed, runs));
+    }
+    let bar = say::bar(runs);
+    let jobs = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let failure = run_many(seed, runs, jobs, |_| bar.inc(1)).err();
+    bar.finish_and_clear();
+    Ok(match failure {
+        None => {
+            say::result(format_args!("{runs} runs: every promise held"));
+            Tally { passed: runs, failed: 0 }
+        }
+        Some(failure) => {
+            say::result(&failure);
+            Tally { passed: bar.position(), failed: 1 }
+        }
+    })
 }
+
+/// One run after the other, each event on a line.
+fn traced(seed: u64, runs: u64) -> Tally {
+    let print = |line: &str| say::result(line);
+    let mut tally = Tally::default();
+    for index in 0..runs {
+        match sentinel_sim::run(seed.wrapping_add(index), Options { trace: Some(&print) }) {
+            Ok(_) => tally.passed += 1,
+            Err(failure) => {
+                say::result(&failure);
+                tally.failed += 1;
+            }
+        }
+    }
+    tally
+}
+
+/// A seed that differs from run to run; it is printed, so that any run can be repeated.
+fn fresh_seed() -> Result<u64> {
+    let mut bytes = [0; 4];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("no /dev/urandom")?;
+    Ok(u64::from(u32::from_le_bytes(bytes)))
+}
+
+const RUNS: u64 = 200;

@@ -1,10 +1,16 @@
 //! `up`: an Envoy to play with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use sentinel_cli::check::check;
+use sentinel_integration::{rules, up};
+
+use crate::envoy;
+use crate::modules::{self, Flavour};
+use crate::workspace::Workspace;
 
 /// Runs Envoy in the foreground on loopback, with both modules, your rules and a small upstream.
 ///
@@ -28,6 +34,24 @@ pub(crate) struct Arguments {
 /// # Errors
 /// If something cannot be set up, or if Envoy ends by itself.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let Arguments { rules, workers, port, admin_port } = arguments;
-    bail!("up is not wired yet ({}, {workers}, {port}, {admin_port})", rules.display())
+    let workspace = Workspace::find()?;
+    let options = up::Options {
+        envoy: envoy::envoy(None)?,
+        dist: modules::build(&workspace, Flavour::Shipping)?.folder,
+        rules: arguments.rules.clone(),
+        workers: u32::from(arguments.workers),
+        port: arguments.port,
+        admin_port: arguments.admin_port,
+    };
+    up::up(&options, &sound, &mut std::io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the rules of a folder can be loaded; the error has a line for each that stands in the way.
+fn sound(folder: &Path) -> Result<()> {
+    let mut report = Vec::new();
+    if check(&rules::files(folder)?, &mut report, false)? {
+        return Ok(());
+    }
+    bail!("{}", String::from_utf8_lossy(&report).trim_end())
 }

@@ -1,0 +1,295 @@
+//! Runs by their seeds, and how they end.
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use sentinel_core::{rule::Rule, time::Nanos};
+
+use crate::{
+    checker::{Broken, WindowUse},
+    scenario::{Pattern, Scenario},
+    vm::{Counted, Done, Order},
+    world::World,
+};
+
+/// What a run shows of itself.
+#[derive(Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// Gets one line for each event.
+    pub trace: Option<&'a (dyn Fn(&str) + Sync)>,
+}
+
+impl fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("trace", &self.trace.is_some()).finish()
+    }
+}
+
+/// A run in which every promise held.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// What admitted requests counted.
+    pub admitted: u64,
+    /// What refused requests counted.
+    pub refused: u64,
+    /// Host calls.
+    pub calls: u64,
+    /// VMs that trapped.
+    pub traps: u64,
+    /// The most messages that ever waited in the queue.
+    pub backlog: usize,
+    /// Compare-and-sets that came too late.
+    pub cas_retries: u64,
+    /// For each rule of the first set: tokens that were granted and never spent, in the buckets that its
+    /// ledger still knows.
+    pub stranded: Vec<u64>,
+    /// For each rule of the first set: what each whole window admitted.
+    pub windows: Vec<Vec<u64>>,
+    pub(crate) pass_lost_at_most: u64,
+    pub(crate) block_lost_at_most: u64,
+}
+
+/// A promise that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The run's seed.
+    pub seed: u64,
+    /// When, in nanoseconds since the start.
+    pub at_ns: u64,
+    /// What, in one sentence.
+    pub what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, at_ns, what } = self;
+        let at_ms = at_ns / 1_000_000;
+        write!(
+            f,
+            "seed {seed}: {what} (after {at_ms} ms)\nreplay: cargo xtask sim --seed {seed} --trace"
+        )
+    }
+}
+
+impl Error for Failure {}
+
+/// Where a run's events go.
+#[derive(Clone, Copy)]
+pub(crate) struct Trace<'a>(Option<&'a (dyn Fn(&str) + Sync)>);
+
+impl Trace<'_> {
+    pub(crate) fn is_on(self) -> bool {
+        self.0.is_some()
+    }
+
+    pub(crate) fn line(self, now_ns: u64, what: fmt::Arguments<'_>) {
+        if let Some(print) = self.0 {
+            let (ms, ns) = (now_ns / 1_000_000, now_ns % 1_000_000);
+            print(&format!("{ms:>6}.{ns:06} ms  {what}"));
+        }
+    }
+}
+
+/// The run of `seed`, checked.
+///
+/// # Errors
+/// If a promise does not hold in it.
+pub fn run(seed: u64, options: Options<'_>) -> Result<Report, Failure> {
+    run_scenario(seed, &Scenario::from_seed(seed), options)
+}
+
+/// A run of `scenario`, in which `seed` only says in which order calls fall and how long they take.
+///
+/// # Errors
+/// If a promise does not hold in it.
+pub fn run_scenario(
+    seed: u64,
+    scenario: &Scenario,
+    options: Options<'_>,
+) -> Result<Report, Failure> {
+    let trace = Trace(options.trace);
+    trace.line(0, format_args!("{scenario:#?}"));
+    let mut world = World::new(seed, scenario, trace);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        world.run()?;
+        check_at_rest(&mut world, scenario)
+    }));
+    let outcome = outcome.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+        Err(format!("a VM panicked: {said}"))
+    });
+    match outcome {
+        Ok(()) => Ok(world.report),
+        Err(what) => Err(Failure { seed, at_ns: world.elapsed(), what }),
+    }
+}
+
+/// The runs of `runs` seeds from `first` on, on `jobs` threads at once, until one fails. `progress` is told
+/// after each run.
+///
+/// # Errors
+/// The failure with the smallest seed among those that were found.
+pub fn run_many(
+    first: u64,
+    runs: u64,
+    jobs: usize,
+    progress: impl Fn(&Report) + Sync,
+) -> Result<(), Failure> {
+    let next = AtomicU64::new(0);
+    let failed: Mutex<Option<Failure>> = Mutex::new(None);
+    thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= runs {
+                        return;
+                    }
+                    match run(first.wrapping_add(index), Options::default()) {
+                        Ok(report) => progress(&report),
+                        Err(failure) => {
+                            next.store(runs, Ordering::Relaxed);
+                            let mut failed = failed.lock().unwrap_or_else(|lock| lock.into_inner());
+                            if failed.as_ref().is_none_or(|other| failure.seed < other.seed) {
+                                *failed = Some(failure);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap_or_else(|lock| lock.into_inner()).map_or(Ok(()), Err)
+}
+
+/// What must hold when everybody has come to rest.
+fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broken> {
+    let report = &world.report;
+    let totals = [
+        ("sentinel.pass_total", report.admitted, report.pass_lost_at_most),
+        ("sentinel.block_total", report.refused, report.block_lost_at_most),
+    ];
+    for (name, answered, lost_at_most) in totals {
+        let counted = world.stat(name);
+        if counted > answered || counted + lost_at_most < answered {
+            return Err(format!(
+                "{name} is {counted}, but {answered} were answered, of which trapped workers may lose {lost_at_most}"
+            ));
+        }
+    }
+    let frames_lost = world.stat("sentinel.frames_lost");
+    if frames_lost > 0 {
+        return Err(format!("{frames_lost} frames are lost, though the queue loses none"));
+    }
+    let (keys, most) = (world.keys(), world.checker.keys_most());
+    if keys > most {
+        return Err(format!("shared data has {keys} keys, and {most} are enough"));
+    }
+    // A worker sends once a second, and no more when the service has been silent for three.
+    let backlog_most = 6 * (scenario.workers + scenario.faults.len());
+    if world.report.backlog > backlog_most {
+        let backlog = world.report.backlog;
+        return Err(format!(
+            "{backlog} frames waited in the queue, and {backlog_most} are too many"
+        ));
+    }
+    if scenario.is_faultless() {
+        world.checker.nothing_is_held(world.clock())?;
+        check_windows_of_service(world, scenario)?;
+        check_hardly_under(world, scenario)?;
+    }
+    let (from, until) = (Nanos::new(0), world.clock());
+    let first_rules =
+        scenario.rule_sets.first().map(|(_, rules)| rules.as_slice()).unwrap_or_default();
+    let from = world.checker.now(0).max(from);
+    for rule in first_rules {
+        let uses = world.checker.windows(rule.id(), from, until);
+        world.report.windows.push(uses.iter().map(|window| window.admitted).collect());
+        world.report.stranded.push(world.checker.stranded(rule.id()));
+    }
+    world.report.cas_retries = world.stat("sentinel.cas_retries");
+    Ok(())
+}
+
+/// The service has counted every request, once. (A resource that leaves the rules begins anew when it comes
+/// back, so that only those runs are looked at in which none leaves.)
+fn check_windows_of_service(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broken> {
+    const REMEMBERED: u64 = 9_000_000_000;
+    let ruled_by = |rules: &'_ [Rule]| -> BTreeSet<String> {
+        rules.iter().map(|rule| rule.resource().to_owned()).collect()
+    };
+    let sets: Vec<BTreeSet<String>> =
+        scenario.rule_sets.iter().map(|(_, rules)| ruled_by(rules)).collect();
+    let leaves = sets.windows(2).any(|pair| matches!(pair, [old, new] if !old.is_subset(new)));
+    if leaves || world.elapsed() > REMEMBERED {
+        return Ok(());
+    }
+    let ruled = sets.iter().flatten().map(String::as_str).collect::<BTreeSet<_>>();
+    let mut sum = Counted::default();
+    for resource in ruled.into_iter().chain(["other"]) {
+        let main = world.main_thread();
+        if let Some(Done::Counted(counted)) = world.drive(main, Order::Count(resource.into()))? {
+            sum.window.pass += counted.window.pass;
+            sum.window.block += counted.window.block;
+            sum.window.complete += counted.window.complete;
+            sum.in_flight += counted.in_flight;
+        }
+    }
+    let Counted { window, in_flight } = sum;
+    let (admitted, refused) = (world.report.admitted, world.report.refused);
+    if (window.pass, window.block, window.complete, in_flight) != (admitted, refused, admitted, 0) {
+        return Err(format!(
+            "the service has counted {} passed, {} refused, {} ended and {in_flight} open, but {admitted} were \
+             admitted and have ended, and {refused} were refused",
+            window.pass, window.block, window.complete,
+        ));
+    }
+    Ok(())
+}
+
+/// While more is asked for than allowed, 99 % of a window is admitted; of a small threshold, all but one.
+/// Only where all threads run: one that is lost keeps its lease until the bucket ends.
+fn check_hardly_under(world: &World<'_>, scenario: &Scenario) -> Result<(), Broken> {
+    let [(_, rules)] = scenario.rule_sets.as_slice() else { return Ok(()) };
+    if scenario.stall_one_in > 0 {
+        return Ok(());
+    }
+    for traffic in &scenario.traffic {
+        let Pattern::Flood { per_second } = traffic.pattern else { continue };
+        let mut of_resource = rules.iter().filter(|rule| rule.resource() == &*traffic.resource);
+        let (Some(rule), None) = (of_resource.next(), of_resource.next()) else { continue };
+        if traffic.batch != 1 {
+            continue;
+        }
+        let (from, until) = (world.checker.now(0), world.checker.now(scenario.duration));
+        for window in world.checker.windows(rule.id(), from, until) {
+            let WindowUse { from, last_bucket, admitted, allowed } = window;
+            // All of a window may become free with its last bucket. And the gaps between arrivals are
+            // random, so that small numbers of them vary.
+            let offered = u64::from(per_second) * last_bucket.as_millis() / 1_000;
+            if offered < allowed + allowed / 2 + 20 {
+                continue;
+            }
+            let least = if allowed >= 100 { allowed * 99 / 100 } else { allowed.saturating_sub(1) };
+            if admitted < least {
+                let at_ms = from.since(world.checker.now(0)).as_millis();
+                return Err(format!(
+                    "rule {}: only {admitted} of {allowed} were admitted in the window that begins at {at_ms} ms, \
+                     though about {offered} were asked for in its last bucket alone",
+                    rule.id(),
+                ));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! What happens in one run: who asks for what, and what goes wrong.
+//!
+//! A scenario says when things happen from outside; in which order the VMs' calls then fall is drawn
+//! from the seed as the run goes on. Times are nanoseconds since the start.
+
+use std::rc::Rc;
+
+use sentinel_core::{
+    config::{SERIES_MAX, ServiceConfig, Settings},
+    rule::{Common, FlowRule, Rule},
+};
+
+/// One millisecond.
+pub const MS: u64 = 1_000_000;
+
+/// One second.
+pub const SECOND: u64 = 1_000 * MS;
+
+/// One run's outside.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Envoy's worker threads, 1 or more.
+    pub workers: usize,
+    /// The wall clock at the start, nanoseconds since the Unix epoch.
+    pub wall_ns: u64,
+    /// Rule sets and when each is put in force; the first at 0.
+    pub rule_sets: Vec<(u64, Vec<Rule>)>,
+    /// Who asks.
+    pub traffic: Vec<Traffic>,
+    /// What goes wrong, and when.
+    pub faults: Vec<(u64, Fault)>,
+    /// How long requests keep coming.
+    pub duration: u64,
+    /// How long the proxy then has before everything is counted.
+    pub grace: u64,
+    /// One of so many calls of a worker is followed by the loss of its thread for up to some
+    /// milliseconds, or until a bucket has ended; 0 for none.
+    pub stall_one_in: u32,
+    /// Whether there is a service at all.
+    pub service: bool,
+}
+
+/// A stream of requests.
+#[derive(Clone, Debug)]
+pub struct Traffic {
+    /// The resource asked for.
+    pub resource: Rc<str>,
+    /// How the requests come.
+    pub pattern: Pattern,
+    /// How much each counts.
+    pub batch: u32,
+    /// How long an admitted request is open, at most.
+    pub open_ns: u64,
+}
+
+/// How requests come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pattern {
+    /// So many a second on average, each on any worker, whatever is answered.
+    Flood {
+        /// Requests a second.
+        per_second: u32,
+    },
+    /// One client that asks again when it has its answer.
+    Sequential {
+        /// On a new connection each time, which any worker may get.
+        reconnects: bool,
+    },
+    /// So many at once around each multiple of half a second.
+    BucketEnds {
+        /// Requests each time.
+        burst: u32,
+    },
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A worker's VM traps at its call that is so many calls away.
+    TrapWorker {
+        /// Which thread.
+        worker: usize,
+        /// Calls it still makes.
+        after_calls: u32,
+    },
+    /// The service's VM traps likewise. Envoy revives it at the next flush of its statistics.
+    TrapService {
+        /// Calls it still makes.
+        after_calls: u32,
+    },
+    /// The service's VM traps and nobody revives it.
+    KillService,
+    /// The main thread is busy with something else for so long.
+    StallMain(u64),
+    /// The wall clock is set forward by so much.
+    StepWall(u64),
+}
+
+impl Scenario {
+    /// `workers` workers under `rules`, with nothing wrong and nobody asking.
+    pub fn quiet(workers: usize, rules: Vec<Rule>) -> Self {
+        Self {
+            workers,
+            wall_ns: 1_900_000_020 * SECOND,
+            rule_sets: vec![(0, rules)],
+            traffic: Vec::new(),
+            faults: Vec::new(),
+            duration: 2 * SECOND,
+            grace: 0,
+            stall_one_in: 0,
+            service: true,
+        }
+    }
+
+    /// The same with one more stream of requests.
+    #[must_use]
+    pub fn with(mut self, resource: &str, pattern: Pattern) -> Self {
+        self.traffic.push(Traffic {
+            resource: resource.into(),
+            pattern,
+            batch: 1,
+            open_ns: 5 * MS,
+        });
+        self
+    }
+
+    /// What `seed` says.
+    pub fn from_seed(seed: u64) -> Self {
+        // Not the numbers that the run itself draws.
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x5ce0_a210_5ce0_a210);
+        let mut scenario = Self::quiet(random.usize(1..=6), Vec::new());
+        scenario.wall_ns += random.u64(..60 * SECOND);
+        scenario.duration = random.u64(1_200 * MS..4 * SECOND);
+        scenario.stall_one_in = *pick(&mut random, &[0, 1_000, 5_000, 20_000]);
+
+        let resources = random.usize(1..=3);
+        let rules = draw_rules(&mut random, resources);
+        scenario.draw_traffic(&mut random, &rules, resources);
+        scenario.rule_sets = vec![(0, rules)];
+        if random.u8(..3) == 0 {
+            scenario.draw_changes(&mut random);
+        }
+        if random.bool() {
+            scenario.draw_faults(&mut random);
+        }
+        scenario
+    }
+
+    /// Whether everybody lives and the main thread runs, throughout.
+    pub fn is_faultless(&self) -> bool {
+        self.service && self.faults.iter().all(|(_, fault)| matches!(fault, Fault::StepWall(_)))
+    }
+
+    fn draw_traffic(&mut self, random: &mut fastrand::Rng, rules: &[Rule], resources: usize) {
+        for index in 0..resources {
+            let resource = name(index);
+            let per_second =
+                rules.iter().filter(|rule| rule.resource() == resource).map(rate).max();
+            let flood = per_second.unwrap_or(50).saturating_mul(random.u32(2..9)).clamp(20, 1_500);
+            let pattern = match random.u8(..8) {
+                0..=3 => Pattern::Flood { per_second: flood },
+                4 => Pattern::Flood { per_second: random.u32(1..40) },
+                5 => Pattern::Sequential { reconnects: false },
+                6 => Pattern::Sequential { reconnects: true },
+                _ => Pattern::BucketEnds { burst: random.u32(5..150) },
+            };
+            let batch = if random.u8(..6) == 0 { random.u32(2..4) } else { 1 };
+            let open_ns = *pick(random, &[0, MS, 40 * MS]);
+            self.traffic.push(Traffic { resource: resource.into(), pattern, batch, open_ns });
+        }
+        if random.bool() {
+            let pattern = Pattern::Flood { per_second: 30 };
+            self.traffic.push(Traffic {
+                resource: "/unruled".into(),
+                pattern,
+                batch: 1,
+                open_ns: MS,
+            });
+        }
+    }
+
+    fn draw_changes(&mut self, random: &mut fastrand::Rng) {
+        for _ in 0..random.u8(1..4) {
+            let Some((_, rules)) = self.rule_sets.last() else { return };
+            let mut rules = rules.clone();
+            let place = random.usize(..rules.len().max(1));
+            match (random.u8(..4), rules.get_mut(place)) {
+                (0 | 1, Some(Rule::Flow(flow))) => flow.threshold = draw_threshold(random),
+                (2, Some(Rule::Flow(flow))) => flow.stat_interval_ms = draw_interval(random),
+                (_, Some(_)) if random.bool() => {
+                    rules.remove(place);
+                }
+                _ => rules.push(flow(
+                    &format!("added-{}", self.rule_sets.len()),
+                    &name(random.usize(..3)),
+                    draw_threshold(random),
+                    draw_interval(random),
+                )),
+            }
+            let at = random.u64(..self.duration);
+            self.rule_sets.push((at, rules));
+        }
+        self.rule_sets.sort_by_key(|(at, _)| *at);
+    }
+
+    fn draw_faults(&mut self, random: &mut fastrand::Rng) {
+        for _ in 0..random.u8(1..4) {
+            let after_calls = random.u32(..40);
+            let fault = match random.u8(..6) {
+                0..=2 => Fault::TrapWorker { worker: random.usize(..self.workers), after_calls },
+                3 => Fault::TrapService { after_calls },
+                4 => Fault::StallMain(random.u64(50 * MS..1_600 * MS)),
+                _ => Fault::StepWall(random.u64(..3_600 * SECOND)),
+            };
+            self.faults.push((random.u64(..self.duration), fault));
+        }
+        // Long enough for a revived service to get its role.
+        self.grace = 4 * SECOND;
+    }
+}
+
+/// A flow rule.
+pub fn flow(id: &str, resource: &str, threshold: f64, stat_interval_ms: u32) -> Rule {
+    Rule::Flow(FlowRule {
+        id: id.to_owned(),
+        resource: resource.to_owned(),
+        threshold,
+        stat_interval_ms,
+        common: Common::default(),
+    })
+}
+
+/// A configuration of the service with `rules`.
+pub fn config(rules: Vec<Rule>) -> ServiceConfig {
+    ServiceConfig {
+        rules,
+        metrics_resources: Vec::new(),
+        series_max: SERIES_MAX.default,
+        settings: Settings::DEFAULT,
+    }
+}
+
+fn draw_rules(random: &mut fastrand::Rng, resources: usize) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for resource in 0..resources {
+        for index in 0..random.usize(1..=3) {
+            let id = format!("rule-{resource}-{index}");
+            let (threshold, interval) = (draw_threshold(random), draw_interval(random));
+            rules.push(flow(&id, &name(resource), threshold, interval));
+        }
+    }
+    rules
+}
+
+fn draw_threshold(random: &mut fastrand::Rng) -> f64 {
+    let usual = [0.0, 1.0, 1.5, 2.0, 3.0, 7.0, 20.0, 100.0, 250.0];
+    if random.bool() { *pick(random, &usual) } else { f64::from(random.u32(1..150)) }
+}
+
+fn draw_interval(random: &mut fastrand::Rng) -> u32 {
+    *pick(random, &[100, 500, 1_000, 1_000, 1_500, 2_000, 10_000, 700, 20_000, 600_000])
+}
+
+/// Tokens a second, rounded up.
+fn rate(rule: &Rule) -> u32 {
+    let Rule::Flow(flow) = rule;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "thresholds are small and not negative"
+    )]
+    let tokens = flow.threshold.ceil() as u32;
+    tokens.saturating_mul(1_000).div_ceil(flow.stat_interval_ms.max(1))
+}
+
+fn name(resource: usize) -> String {
+    format!("GET:/{resource}")
+}
+
+fn pick<'a, T, const N: usize>(random: &mut fastrand::Rng, of: &'a [T; N]) -> &'a T {
+    const { assert!(N > 0) };
+    let place = random.usize(..N);
+    #[expect(clippy::indexing_slicing, reason = "the place is drawn below the length")]
+    &of[place]
+}

@@ -1,0 +1,234 @@
+//! A VM as a coroutine around the engine.
+//!
+//! What stands here is what the two wasm modules do around the engine, and no more: a worker comes to be
+//! at its first request, keeps the entries of open requests, and dies with them. A coroutine is dropped
+//! where it stands when its VM traps: in the middle of any host call.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use corosensei::{Coroutine, Yielder};
+use sentinel_core::{config::ServiceConfig, stat::MetricBucket, time::Span};
+use sentinel_engine::{
+    Next,
+    service::Service,
+    worker::{Verdict, Worker},
+};
+
+use crate::{
+    host::{Call, Seen, SimHost},
+    process::Process,
+};
+
+/// What Envoy, or the scheduler, tells a VM.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    /// Carry out the call that you stopped before.
+    GoOn,
+    /// A request begins.
+    Enter {
+        /// Its number.
+        stream: u64,
+        /// Its resource.
+        resource: Rc<str>,
+        /// How much it counts.
+        batch: u32,
+    },
+    /// A request has ended.
+    Exit {
+        /// Its number.
+        stream: u64,
+    },
+    /// The timer has fired.
+    Tick,
+    /// There is a message on the queue.
+    WakeUp,
+    /// There are other rules.
+    Replace(Rc<ServiceConfig>),
+    /// Do everything that is due or will be.
+    Settle,
+    /// Say what you have counted for this resource.
+    Count(Rc<str>),
+    /// The run is over.
+    Stop,
+}
+
+/// What a VM says when it stops.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// It is about to make this call.
+    Calls(Call),
+    /// It has carried out the order.
+    Done(Done),
+}
+
+/// How an order ended.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// A request has its answer.
+    Answered(Answer),
+    /// It wants to be called again.
+    Ticked(Next),
+    /// Everything is done that was due; the rule set in force has this version.
+    Settled(u64),
+    /// What the service has counted in ten seconds.
+    Counted(Counted),
+    /// There is nothing to say.
+    Nothing,
+}
+
+/// A decision, and what it was taken from.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The request.
+    pub(crate) stream: u64,
+    /// Its resource.
+    pub(crate) resource: Rc<str>,
+    /// How much it counts.
+    pub(crate) batch: u32,
+    /// The rule that refused it; `None` if it goes on.
+    pub(crate) refused_by: Option<String>,
+    /// The version of the rule set that was applied.
+    pub(crate) rules_version: u64,
+    /// What the worker had read of time.
+    pub(crate) seen: Seen,
+}
+
+/// The service's view of one resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Counted {
+    /// The sums of ten seconds.
+    pub(crate) window: MetricBucket,
+    /// Open requests.
+    pub(crate) in_flight: u64,
+}
+
+/// A VM that can be stopped at any call.
+pub(crate) struct Vm {
+    /// Its number; a revived VM has another.
+    pub(crate) id: u32,
+    coroutine: Option<Coroutine<Order, Said, ()>>,
+    /// Whether it has carried out its last order.
+    idle: bool,
+}
+
+impl Vm {
+    /// A VM of the filter, which becomes a worker at its first request.
+    pub(crate) fn worker(process: &Rc<RefCell<Process>>, id: u32) -> Self {
+        let process = Rc::clone(process);
+        let run = move |scheduler: &Yielder<Order, Said>, first| {
+            worker(&mut SimHost::scheduled(&process, id, scheduler), scheduler, first);
+        };
+        Self { id, coroutine: Some(Coroutine::new(run)), idle: true }
+    }
+
+    /// A VM of the service.
+    pub(crate) fn service(
+        process: &Rc<RefCell<Process>>,
+        id: u32,
+        config: Rc<ServiceConfig>,
+    ) -> Self {
+        let process = Rc::clone(process);
+        let run = move |scheduler: &Yielder<Order, Said>, first| {
+            let mut host = SimHost::scheduled(&process, id, scheduler);
+            service(&mut host, scheduler, &config, first);
+        };
+        Self { id, coroutine: Some(Coroutine::new(run)), idle: true }
+    }
+
+    /// Lets the VM run to its next call or to the end of its order. `None` if it has ended, which only
+    /// [`Order::Stop`] asks for.
+    pub(crate) fn resume(&mut self, order: Order) -> Option<Said> {
+        let said = self.coroutine.as_mut()?.resume(order).as_yield();
+        self.idle = matches!(said, Some(Said::Done(_)) | None);
+        said
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let Some(mut coroutine) = self.coroutine.take() else { return };
+        if coroutine.started() && !coroutine.done() && self.idle {
+            coroutine.resume(Order::Stop);
+        }
+        // A trap unwinds the VM's stack. In a build that cannot unwind the stack is left as it is.
+        if cfg!(panic = "abort") && !coroutine.done() {
+            std::mem::forget(coroutine);
+        }
+    }
+}
+
+fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order) {
+    let mut order = first;
+    let mut started: Option<Worker> = None;
+    let mut open = BTreeMap::new();
+    loop {
+        let done = match (order, &mut started) {
+            (Order::Enter { stream, resource, batch }, started) => {
+                let worker = match started {
+                    Some(worker) => worker,
+                    None => started.insert(Worker::start(host)),
+                };
+                host.take_seen();
+                let verdict = worker.enter(host, resource.as_bytes(), batch, None);
+                let refused_by = match verdict {
+                    Verdict::Pass(entry) => {
+                        open.insert(stream, entry);
+                        None
+                    }
+                    Verdict::Blocked(blocked) => {
+                        let id = |rule: &sentinel_core::rule::Rule| rule.id().to_owned();
+                        Some(blocked.rule.as_deref().map(id).unwrap_or_default())
+                    }
+                };
+                let (rules_version, seen) = (worker.rules_version(), host.take_seen());
+                Done::Answered(Answer { stream, resource, batch, refused_by, rules_version, seen })
+            }
+            (Order::Exit { stream }, Some(worker)) => {
+                if let Some(entry) = open.remove(&stream) {
+                    worker.exit(host, entry, false);
+                }
+                Done::Nothing
+            }
+            (Order::Tick, Some(worker)) => Done::Ticked(worker.tick(host)),
+            (Order::Settle, Some(worker)) => {
+                worker.settle(host);
+                Done::Settled(worker.rules_version())
+            }
+            (Order::Stop, _) => return,
+            _ => Done::Nothing,
+        };
+        order = scheduler.suspend(Said::Done(done));
+    }
+}
+
+fn service(
+    host: &mut SimHost<'_>,
+    scheduler: &Yielder<Order, Said>,
+    config: &ServiceConfig,
+    first: Order,
+) {
+    let mut order = first;
+    let mut service = Service::configure(host, config.clone());
+    loop {
+        let done = match order {
+            Order::Tick => Done::Ticked(service.tick(host)),
+            Order::WakeUp => Done::Ticked(service.drain(host)),
+            Order::Replace(config) => {
+                service.replace(host, ServiceConfig::clone(&config));
+                Done::Nothing
+            }
+            Order::Settle => {
+                service.settle(host);
+                Done::Nothing
+            }
+            Order::Count(resource) => {
+                let window = service.window(host, resource.as_bytes(), Span::from_millis(10_000));
+                let in_flight = service.in_flight(resource.as_bytes());
+                Done::Counted(Counted { window, in_flight })
+            }
+            Order::Stop => return,
+            Order::GoOn | Order::Enter { .. } | Order::Exit { .. } => Done::Nothing,
+        };
+        order = scheduler.suspend(Said::Done(done));
+    }
+}
