@@ -150,7 +150,7 @@ pub struct Outcome {
     offered: u64,
     /// Whether in every full window more was asked for than allowed, and there was one; else nothing can be said about 99 %.
     pub saturated: bool,
-    /// Whether each request was answered, with 200 or 429.
+    /// Whether each request was answered, with 200 or a rule's refusal.
     pub answered: bool,
     /// What arrived, by window.
     pub windows: Windows,
@@ -175,7 +175,7 @@ impl Outcome {
             limit,
             offered: (seen.sent() * 1000).checked_div(span_ms).unwrap_or(0),
             saturated: least_asked.is_some_and(|asked| asked > u64::from(limit.threshold)),
-            answered: seen.status(200) + seen.status(429) == seen.sent(),
+            answered: seen.status(200) + seen.refused() == seen.sent(),
             windows: limit.shape().count(arrived, report.span_ns.clone()),
         }
     }

@@ -131,6 +131,12 @@ impl Seen {
     pub fn status(&self, status: u16) -> u64 {
         self.by_status.get(&status).copied().unwrap_or(0)
     }
+
+    /// How many Sentinel refused, whatever their status: their answers name the rule.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.by_rule.values().sum()
+    }
 }
 
 /// What clients saw.
@@ -153,6 +159,12 @@ impl Report {
     #[must_use]
     pub fn status(&self, status: u16) -> u64 {
         self.asks.values().map(|seen| seen.status(status)).sum()
+    }
+
+    /// How many Sentinel refused, whatever their status.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.asks.values().map(Seen::refused).sum()
     }
 
     /// Requests that got no answer, by what happened instead.

@@ -62,7 +62,12 @@ pub fn message(block_type: BlockType) -> String {
 
 /// The body of an HTTP reply with `status`. Without `resource` and `rule` it names neither
 /// (`exposeRule: false`).
-pub fn json_body(block_type: BlockType, status: u16, resource: Option<&[u8]>, rule: Option<&str>) -> String {
+pub fn json_body(
+    block_type: BlockType,
+    status: u16,
+    resource: Option<&[u8]>,
+    rule: Option<&str>,
+) -> String {
     let mut body = format!(r#"{{"code":{status},"message":"{}""#, message(block_type));
     if let Some(resource) = resource {
         body.push_str(r#","resource":"#);

@@ -86,11 +86,12 @@ impl Lease {
     /// What this worker could use soon: twice what it spent in the last tick in which it spent any, if
     /// that was in this window or the one before.
     pub fn demand(&self, shape: WindowShape, now: Nanos) -> u64 {
-        let recent = if self.last_active.age_at(shape.bucket_at(now)) < 2 * u64::from(shape.buckets()) {
-            self.spent_in_last_active_tick
-        } else {
-            0
-        };
+        let recent =
+            if self.last_active.age_at(shape.bucket_at(now)) < 2 * u64::from(shape.buckets()) {
+                self.spent_in_last_active_tick
+            } else {
+                0
+            };
         recent.max(self.spent_in_tick).saturating_mul(2)
     }
 
@@ -182,7 +183,8 @@ mod tests {
     #[test]
     fn exhaustion_is_remembered_until_the_bucket_ends() {
         let mut lease = Lease::default();
-        let claimed = Claimed::Exhausted { bucket: BucketId::new(0), next_chance: Some(BucketId::new(2)) };
+        let claimed =
+            Claimed::Exhausted { bucket: BucketId::new(0), next_chance: Some(BucketId::new(2)) };
         lease.claimed(shape(), claimed, 1, 7);
 
         let known = Look::Exhausted { given_back: 7, retry_at: Some(at(1_000)) };
@@ -193,7 +195,12 @@ mod tests {
     #[test]
     fn what_was_too_much_for_many_may_be_enough_for_one() {
         let mut lease = Lease::default();
-        lease.claimed(shape(), Claimed::Exhausted { bucket: BucketId::new(0), next_chance: None }, 5, 0);
+        lease.claimed(
+            shape(),
+            Claimed::Exhausted { bucket: BucketId::new(0), next_chance: None },
+            5,
+            0,
+        );
 
         assert_eq!(lease.look(shape(), at(0), 1), Look::Claim { need: 1 });
         assert!(matches!(lease.look(shape(), at(0), 5), Look::Exhausted { .. }));
@@ -205,7 +212,10 @@ mod tests {
         lease.spend(1);
 
         assert_eq!(lease.tick(shape(), at(10), false).tokens, 0);
-        assert_eq!(lease.tick(shape(), at(20), false), Tokens { bucket: BucketId::new(0), tokens: 2 });
+        assert_eq!(
+            lease.tick(shape(), at(20), false),
+            Tokens { bucket: BucketId::new(0), tokens: 2 }
+        );
         assert!(!lease.is_active());
     }
 

@@ -109,7 +109,8 @@ impl RateLedger {
             return (Claimed::Superseded, false);
         };
         let bucket = self.rotate(terms.shape, claim.now);
-        let returned = if claim.held.bucket < bucket { self.take_back(terms.shape, claim.held) } else { 0 };
+        let returned =
+            if claim.held.bucket < bucket { self.take_back(terms.shape, claim.held) } else { 0 };
         let changed = renewed || returned > 0;
 
         let room = self.room(terms.shape);
@@ -162,7 +163,8 @@ impl RateLedger {
     /// Opens the current bucket and forgets those that have left the window.
     fn rotate(&mut self, shape: WindowShape, now: Nanos) -> BucketId {
         let current = self.current(shape, now);
-        let passed = usize::try_from(self.newest.age_at(current)).unwrap_or(BUCKETS_MAX).min(BUCKETS_MAX);
+        let passed =
+            usize::try_from(self.newest.age_at(current)).unwrap_or(BUCKETS_MAX).min(BUCKETS_MAX);
         if passed > 0 {
             self.granted.rotate_right(passed);
             self.granted.iter_mut().take(passed).for_each(|granted| *granted = 0);
@@ -231,7 +233,12 @@ mod tests {
     const NOTHING: Tokens = Tokens { bucket: BucketId::new(0), tokens: 0 };
 
     fn terms(threshold: f64, interval_ms: u32) -> RateTerms {
-        RateTerms { generation: 1, version: 1, threshold, shape: WindowShape::for_flow(interval_ms) }
+        RateTerms {
+            generation: 1,
+            version: 1,
+            threshold,
+            shape: WindowShape::for_flow(interval_ms),
+        }
     }
 
     fn one_at(millis: u64) -> Claim {
@@ -244,7 +251,9 @@ mod tests {
 
     fn admitted(ledger: &mut RateLedger, terms: &RateTerms, millis: u64, offered: u64) -> u64 {
         (0..offered)
-            .filter(|_| matches!(ledger.claim(terms, &one_at(millis)).0, Claimed::Granted { tokens: 1, .. }))
+            .filter(|_| {
+                matches!(ledger.claim(terms, &one_at(millis)).0, Claimed::Granted { tokens: 1, .. })
+            })
             .count() as u64
     }
 
@@ -278,7 +287,10 @@ mod tests {
         // It read the clock at 999 ms and wakes now.
         let (claimed, _) = ledger.claim(&terms, &Claim { need: 12, ..one_at(999) });
 
-        assert_eq!(claimed, Claimed::Exhausted { bucket: BucketId::new(2), next_chance: Some(BucketId::new(4)) });
+        assert_eq!(
+            claimed,
+            Claimed::Exhausted { bucket: BucketId::new(2), next_chance: Some(BucketId::new(4)) }
+        );
     }
 
     #[test]
@@ -330,7 +342,10 @@ mod tests {
         let before = ledger.clone();
 
         assert_eq!(ledger.claim(&old, &one_at(0)), (Claimed::Superseded, false));
-        assert_eq!(ledger.give_back(&old, at(0), Tokens { bucket: BucketId::new(0), tokens: 1 }), 0);
+        assert_eq!(
+            ledger.give_back(&old, at(0), Tokens { bucket: BucketId::new(0), tokens: 1 }),
+            0
+        );
         assert_eq!(ledger, before);
     }
 

@@ -62,7 +62,8 @@ impl ResourceConfig {
     /// A template without `{…}` wins over those with, wherever it stands; of the others the first that
     /// matches wins.
     pub fn new(from: ResourceFrom, templates: Vec<Template>) -> Self {
-        let (mut templates, others): (Vec<_>, Vec<_>) = templates.into_iter().partition(Template::is_literal);
+        let (mut templates, others): (Vec<_>, Vec<_>) =
+            templates.into_iter().partition(Template::is_literal);
         templates.extend(others);
         Self { from, templates }
     }

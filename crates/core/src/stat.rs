@@ -54,7 +54,10 @@ impl<B: Tally> LeapArray<B> {
     pub fn new(bucket: Span, buckets: usize) -> Self {
         // The impossible stamp: no slice of our time has it.
         let empty = (BucketId::new(u64::MAX), B::default());
-        Self { bucket_ns: bucket.get().max(1), buckets: vec![empty; buckets.max(1)].into_boxed_slice() }
+        Self {
+            bucket_ns: bucket.get().max(1),
+            buckets: vec![empty; buckets.max(1)].into_boxed_slice(),
+        }
     }
 
     /// Adds to the slice of `now`. Counts of a slice that the ring has left are dropped.
@@ -202,7 +205,10 @@ mod tests {
     fn a_quantile_is_at_most_a_quarter_over() {
         for rt_ms in [0, 1, 3, 4, 5, 7, 8, 63, 64, 100, 1_000, 65_535, 1_000_000] {
             let end = class_end_ms(class_of(rt_ms));
-            assert!(end >= rt_ms && end <= rt_ms + rt_ms / 4, "{rt_ms} in a class that ends at {end}");
+            assert!(
+                end >= rt_ms && end <= rt_ms + rt_ms / 4,
+                "{rt_ms} in a class that ends at {end}"
+            );
         }
     }
 

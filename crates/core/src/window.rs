@@ -39,7 +39,8 @@ impl WindowShape {
 
     /// `buckets` slices of `bucket_ms`; each is at least 1, and there are at most [`BUCKETS_MAX`].
     pub fn new(bucket_ms: u64, buckets: u8) -> Self {
-        let bucket_ns = NonZeroU64::new(Span::from_millis(bucket_ms).get()).unwrap_or(NonZeroU64::MIN);
+        let bucket_ns =
+            NonZeroU64::new(Span::from_millis(bucket_ms).get()).unwrap_or(NonZeroU64::MIN);
         // BUCKETS_MAX fits a byte: asserted below.
         #[expect(clippy::cast_possible_truncation, reason = "BUCKETS_MAX is asserted to fit")]
         let buckets = buckets.clamp(1, BUCKETS_MAX as u8);

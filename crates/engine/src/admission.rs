@@ -82,7 +82,16 @@ impl<'a, H: Host> Claims<'a, H> {
         workers: u64,
         may_lease: bool,
     ) -> Self {
-        Self { host, shared, now, floor: Nanos::default(), workers, may_lease, tally, given_back: None }
+        Self {
+            host,
+            shared,
+            now,
+            floor: Nanos::default(),
+            workers,
+            may_lease,
+            tally,
+            given_back: None,
+        }
     }
 
     /// Decides a request of `batch` tokens from each of the rules `of` a resource.
@@ -146,7 +155,8 @@ impl<'a, H: Host> Claims<'a, H> {
             if state.rule.common().shadow {
                 continue;
             }
-            if let Look::Exhausted { given_back, retry_at } = state.lease.look(state.terms.shape, self.now, batch)
+            if let Look::Exhausted { given_back, retry_at } =
+                state.lease.look(state.terms.shape, self.now, batch)
                 && given_back == self.given_back()
             {
                 return Some(Admission::Refused { rule: index, retry_at });
@@ -162,7 +172,9 @@ impl<'a, H: Host> Claims<'a, H> {
             Look::Exhausted { given_back, retry_at } if given_back == self.given_back() => {
                 return state.refuse(retry_at);
             }
-            Look::Exhausted { .. } => batch.saturating_sub(state.lease.spendable_at(state.terms.shape, self.now)),
+            Look::Exhausted { .. } => {
+                batch.saturating_sub(state.lease.spendable_at(state.terms.shape, self.now))
+            }
             Look::Claim { need } => need,
         };
         let given_back = self.given_back();
@@ -192,10 +204,15 @@ impl<'a, H: Host> Claims<'a, H> {
         }
     }
 
-    fn claim(&mut self, state: &RuleState, need: u64) -> Result<(Claimed, Option<Cas>), ClaimError> {
+    fn claim(
+        &mut self,
+        state: &RuleState,
+        need: u64,
+    ) -> Result<(Claimed, Option<Cas>), ClaimError> {
         let terms = state.terms;
         let demand = if self.may_lease { state.lease.demand(terms.shape, self.now) } else { 0 };
-        let claim = Claim { now: self.now, need, demand, workers: self.workers, held: state.lease.held() };
+        let claim =
+            Claim { now: self.now, need, demand, workers: self.workers, held: state.lease.held() };
         let updated = self.shared.update(self.host, Key::Ledger(state.slot), |found, written| {
             let mut ledger = match found.map(ledger::decode) {
                 Some(Ok(ledger)) => ledger,

@@ -74,8 +74,9 @@ fn take_slot(workers: &mut Workers, now: Nanos, own: WorkerSlot, ttl: Span) -> b
 
 fn count(workers: &Workers, now: Nanos, own: WorkerSlot, has_slot: bool) -> Census {
     let live = workers.slots.iter().filter(|slot| silence(slot, now) <= LIVE);
-    let (count, version) =
-        live.fold((0, own.rules_version), |(count, version), slot| (count + 1, slot.rules_version.min(version)));
+    let (count, version) = live.fold((0, own.rules_version), |(count, version), slot| {
+        (count + 1, slot.rules_version.min(version))
+    });
     Census { workers: count.max(1), rules_version_min: version, has_slot }
 }
 

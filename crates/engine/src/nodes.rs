@@ -109,7 +109,9 @@ impl Nodes {
                 series_left -= wanted;
             }
             for &index in resource.rules.iter() {
-                if let Some(state) = usize::try_from(index).ok().and_then(|index| book.rules.get_mut(index)) {
+                if let Some(state) =
+                    usize::try_from(index).ok().and_then(|index| book.rules.get_mut(index))
+                {
                     state.has_series = has_series;
                 }
             }
@@ -120,8 +122,11 @@ impl Nodes {
             } else {
                 // A resource that comes back before its last request has ended goes on counting.
                 let is_it = |node: &Node| node.hash == resource.hash && node.name == resource.name;
-                let waiting = retired.iter().copied().find(|index| self.node(*index).is_some_and(is_it));
-                waiting.unwrap_or_else(|| self.insert(Node::new(Rc::clone(&resource.name), resource.hash, has_series)))
+                let waiting =
+                    retired.iter().copied().find(|index| self.node(*index).is_some_and(is_it));
+                waiting.unwrap_or_else(|| {
+                    self.insert(Node::new(Rc::clone(&resource.name), resource.hash, has_series))
+                })
             };
             if let Some(node) = self.node_mut(resource.node) {
                 node.retired = false;
@@ -148,9 +153,17 @@ impl Nodes {
     }
 
     /// Counts the end of an admitted request.
-    pub(crate) fn complete<M: Meter>(&mut self, meter: &mut M, index: u32, batch: u64, rt_ms: u64, error: bool) {
+    pub(crate) fn complete<M: Meter>(
+        &mut self,
+        meter: &mut M,
+        index: u32,
+        batch: u64,
+        rt_ms: u64,
+        error: bool,
+    ) {
         let errors = if error { batch } else { 0 };
-        let ended = MetricBucket { complete: batch, error: errors, rt_ms, ..MetricBucket::default() };
+        let ended =
+            MetricBucket { complete: batch, error: errors, rt_ms, ..MetricBucket::default() };
         let mut own_histogram = None;
         self.change(index, |node| {
             node.totals.add(&ended);
@@ -161,14 +174,19 @@ impl Nodes {
             }
             if node.has_series {
                 let name = &node.name;
-                own_histogram =
-                    node.series.rt.id(meter, MetricKind::Histogram, |text| of_resource(name, "rt_ms", text));
+                own_histogram = node
+                    .series
+                    .rt
+                    .id(meter, MetricKind::Histogram, |text| of_resource(name, "rt_ms", text));
             }
         });
         self.proxy_totals.add(&ended);
         let histogram = own_histogram.or_else(|| {
             let other = self.nodes.first_mut()?;
-            other.series.rt.id(meter, MetricKind::Histogram, |text| of_resource(OTHER, "rt_ms", text))
+            other
+                .series
+                .rt
+                .id(meter, MetricKind::Histogram, |text| of_resource(OTHER, "rt_ms", text))
         });
         if let Some(histogram) = histogram {
             meter.record(histogram, rt_ms);
@@ -188,7 +206,11 @@ impl Nodes {
         let mut other_has_news = false;
         let mut unreported = core::mem::take(&mut self.unreported);
         for &index in &unreported {
-            let Some(node) = usize::try_from(index).ok().and_then(|index| self.nodes.get_mut(index)) else { continue };
+            let Some(node) =
+                usize::try_from(index).ok().and_then(|index| self.nodes.get_mut(index))
+            else {
+                continue;
+            };
             node.reported = true;
             if index == OTHER_NODE {
                 other_has_news = true;
@@ -237,7 +259,8 @@ impl Nodes {
     pub(crate) fn acknowledge(&mut self, sequence: u64) {
         let nodes = &mut self.nodes;
         self.unacknowledged.retain(|index| {
-            let Some(node) = usize::try_from(*index).ok().and_then(|index| nodes.get_mut(index)) else {
+            let Some(node) = usize::try_from(*index).ok().and_then(|index| nodes.get_mut(index))
+            else {
                 return false;
             };
             let known = node.sent_in != 0 && node.sent_in <= sequence;
@@ -279,7 +302,10 @@ impl Nodes {
     }
 
     fn change(&mut self, index: u32, change: impl FnOnce(&mut Node)) {
-        let Some(node) = usize::try_from(index).ok().and_then(|index| self.nodes.get_mut(index)) else { return };
+        let Some(node) = usize::try_from(index).ok().and_then(|index| self.nodes.get_mut(index))
+        else {
+            return;
+        };
         change(node);
         node.sent_in = 0;
         if node.reported {
@@ -342,7 +368,10 @@ impl Node {
             error: self.totals.error,
             rt_ms: self.totals.rt_ms,
             in_flight: self.in_flight,
-            histogram: counts.filter(|(count, _)| **count > 0).map(|(count, class)| (class, *count)).collect(),
+            histogram: counts
+                .filter(|(count, _)| **count > 0)
+                .map(|(count, class)| (class, *count))
+                .collect(),
         }
     }
 }

@@ -7,11 +7,7 @@ use alloc::{rc::Rc, string::String, vec::Vec};
 
 use hashbrown::HashTable;
 use sentinel_core::{
-    block::BlockType,
-    config::Settings,
-    lease::Lease,
-    ledger::RateTerms,
-    rule::Rule,
+    block::BlockType, config::Settings, lease::Lease, ledger::RateTerms, rule::Rule,
     window::WindowShape,
 };
 use sentinel_wire::{
@@ -113,7 +109,9 @@ pub(crate) struct Upcoming {
 impl RuleBook {
     /// The resource of this name, if it has rules or series of its own.
     pub(crate) fn find(&self, hash: u64, name: &[u8]) -> Option<&Resource> {
-        let is_it = |index: &u32| self.resource(*index).is_some_and(|resource| resource.name.as_bytes() == name);
+        let is_it = |index: &u32| {
+            self.resource(*index).is_some_and(|resource| resource.name.as_bytes() == name)
+        };
         self.by_name.find(hash, is_it).and_then(|index| self.resource(*index))
     }
 
@@ -129,17 +127,27 @@ impl RuleBook {
     /// The place of a resource, which is added if it is new.
     fn add_resource(&mut self, clock: &Clock, name: &str) -> Option<usize> {
         let hash = clock.hash(name.as_bytes());
-        let is_it = |index: &u32| self.resource(*index).is_some_and(|resource| *resource.name == *name);
+        let is_it =
+            |index: &u32| self.resource(*index).is_some_and(|resource| *resource.name == *name);
         if let Some(index) = self.by_name.find(hash, is_it) {
             return usize::try_from(*index).ok();
         }
         let index = self.resources.len();
         let entry = u32::try_from(index).ok()?;
         let rules = Rc::from([]);
-        self.resources.push(Resource { name: name.into(), hash, rules, needs_status: false, node: 0 });
+        self.resources.push(Resource {
+            name: name.into(),
+            hash,
+            rules,
+            needs_status: false,
+            node: 0,
+        });
         let resources = &self.resources;
         let hash_of = |index: &u32| {
-            usize::try_from(*index).ok().and_then(|index| resources.get(index)).map_or(0, |resource| resource.hash)
+            usize::try_from(*index)
+                .ok()
+                .and_then(|index| resources.get(index))
+                .map_or(0, |resource| resource.hash)
         };
         self.by_name.insert_unique(hash, entry, hash_of);
         Some(index)
@@ -248,7 +256,8 @@ impl RuleState {
         if self.terms.threshold != old.terms.threshold {
             self.lease.forget_exhaustion();
         }
-        if self.rule.id() == old.rule.id() && self.rule.common().shadow == old.rule.common().shadow {
+        if self.rule.id() == old.rule.id() && self.rule.common().shadow == old.rule.common().shadow
+        {
             self.blocked = old.blocked;
             self.total = old.total;
         }
@@ -271,7 +280,8 @@ impl RuleState {
         let counter = if self.rule.common().shadow { "shadow_block_total" } else { "block_total" };
         let type_name = BlockType::FlowControl.name();
         let rule = &self.rule;
-        self.total.report(meter, self.blocked, |text| of_rule(rule.id(), Some(type_name), counter, text));
+        self.total
+            .report(meter, self.blocked, |text| of_rule(rule.id(), Some(type_name), counter, text));
         0
     }
 }

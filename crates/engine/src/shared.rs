@@ -63,7 +63,11 @@ impl Shared {
     }
 
     /// What stands under `key`.
-    pub(crate) fn read<H: Host>(&mut self, host: &mut H, key: Key) -> Result<Option<&[u8]>, HostError> {
+    pub(crate) fn read<H: Host>(
+        &mut self,
+        host: &mut H,
+        key: Key,
+    ) -> Result<Option<&[u8]>, HostError> {
         let seen = host.load(key, &mut self.found)?;
         Ok(seen.map(|_| self.found.as_slice()))
     }

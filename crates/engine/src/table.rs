@@ -25,7 +25,11 @@ impl<K: Ord, V> Table<K, V> {
     }
 
     /// The value of `key`, which is put there if it is missing. `None` never, but for the compiler.
-    pub(crate) fn get_or_insert_with(&mut self, key: K, value: impl FnOnce() -> V) -> Option<&mut V> {
+    pub(crate) fn get_or_insert_with(
+        &mut self,
+        key: K,
+        value: impl FnOnce() -> V,
+    ) -> Option<&mut V> {
         let place = match self.place(&key) {
             Ok(place) => place,
             Err(place) => {

@@ -52,7 +52,12 @@ impl Metric {
     }
 
     /// Sets a gauge.
-    pub(crate) fn set<M: Meter>(&mut self, meter: &mut M, value: u64, name: impl FnOnce(&mut String)) {
+    pub(crate) fn set<M: Meter>(
+        &mut self,
+        meter: &mut M,
+        value: u64,
+        name: impl FnOnce(&mut String),
+    ) {
         if let Some(id) = self.id(meter, MetricKind::Gauge, name) {
             meter.set(id, value);
         }
@@ -62,7 +67,12 @@ impl Metric {
 impl Total {
     /// Adds to Envoy's counter what `total` has grown by since the last call. A counter appears in Envoy
     /// with its first call, also at 0.
-    pub(crate) fn report<M: Meter>(&mut self, meter: &mut M, total: u64, name: impl FnOnce(&mut String)) {
+    pub(crate) fn report<M: Meter>(
+        &mut self,
+        meter: &mut M,
+        total: u64,
+        name: impl FnOnce(&mut String),
+    ) {
         let Some(id) = self.id.id(meter, MetricKind::Counter, name) else { return };
         let new = total.saturating_sub(self.reported);
         if new > 0 {

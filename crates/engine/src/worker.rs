@@ -177,7 +177,11 @@ impl Worker {
         };
         worker.take_up_now(host);
         worker.keep_house(host, now);
-        log::info!("worker {:016x} started under rule set {}", worker.incarnation, worker.book.version);
+        log::info!(
+            "worker {:016x} started under rule set {}",
+            worker.incarnation,
+            worker.book.version
+        );
         worker
     }
 
@@ -196,9 +200,15 @@ impl Worker {
         let mut node = OTHER_NODE;
         let mut needs_status = false;
         for _ in 0..ROUNDS_MAX {
-            if self.book.version == 0 && self.before_first_rules(before_first_rules) == BeforeFirstRules::Block {
+            if self.book.version == 0
+                && self.before_first_rules(before_first_rules) == BeforeFirstRules::Block
+            {
                 self.nodes.block(OTHER_NODE, batch);
-                return Verdict::Blocked(Blocked { block_type: BlockType::System, rule: None, retry_after: None });
+                return Verdict::Blocked(Blocked {
+                    block_type: BlockType::System,
+                    rule: None,
+                    retry_after: None,
+                });
             }
             let hash = self.clock.hash(name);
             let Some(resource) = self.book.find(hash, name) else { break };
@@ -277,7 +287,8 @@ impl Worker {
 
     fn admit<H: Host>(&mut self, host: &mut H, now: Nanos, rules: &[u32], batch: u64) -> Admission {
         let (workers, may_lease) = (self.census.workers, self.census.has_slot);
-        let mut claims = Claims::new(host, &mut self.shared, &mut self.tally, now, workers, may_lease);
+        let mut claims =
+            Claims::new(host, &mut self.shared, &mut self.tally, now, workers, may_lease);
         let admission = claims.admit(&mut self.book, rules, batch);
         self.floor = self.floor.max(claims.floor);
         if let Admission::Refused { rule, .. } = admission
@@ -335,7 +346,8 @@ impl Worker {
         let (total, blocked) = (&mut self.meters.other_rules, self.other_rules_blocked);
         if blocked > 0 {
             let type_name = BlockType::FlowControl.name();
-            total.report(host, blocked, |text| of_rule(OTHER, Some(type_name), "block_total", text));
+            total
+                .report(host, blocked, |text| of_rule(OTHER, Some(type_name), "block_total", text));
         }
         !self.active.is_empty()
     }
@@ -390,7 +402,8 @@ impl Worker {
         self.published = level;
         match Upcoming::open(bytes) {
             Ok(upcoming) => {
-                let newest = self.upcoming.as_ref().map_or(0, Upcoming::version).max(self.book.version);
+                let newest =
+                    self.upcoming.as_ref().map_or(0, Upcoming::version).max(self.book.version);
                 if upcoming.version() > newest {
                     self.upcoming = Some(upcoming);
                 }
@@ -461,7 +474,8 @@ impl Worker {
                 self.nodes.acknowledge(sequence);
             }
         }
-        let silent = now.since(view.heartbeat) > Span::from_millis(u64::from(self.book.settings.decisions_ttl_ms));
+        let silent = now.since(view.heartbeat)
+            > Span::from_millis(u64::from(self.book.settings.decisions_ttl_ms));
         if silent != view.silent && !missing {
             if silent {
                 log::warn!(
@@ -529,8 +543,12 @@ impl Worker {
         meters.frames.report(host, self.frames, |text| text.push_str("frames"));
         meters.over.report(host, self.over, |text| text.push_str("workers_over"));
         meters.workers.set(host, self.census.workers, |text| text.push_str("workers"));
-        meters.rules_version.set(host, self.census.rules_version_min, |text| text.push_str("rules_version"));
-        meters.service_missing.set(host, u64::from(self.service.missing), |text| text.push_str("service_missing"));
+        meters
+            .rules_version
+            .set(host, self.census.rules_version_min, |text| text.push_str("rules_version"));
+        meters
+            .service_missing
+            .set(host, u64::from(self.service.missing), |text| text.push_str("service_missing"));
         let age_ms = now.since(self.service.heartbeat).as_millis();
         meters.heartbeat_age.set(host, age_ms, |text| text.push_str("service_heartbeat_age_ms"));
     }

@@ -4,7 +4,10 @@
 //! has put into memory that it got from this module's own allocator (the SDK exports it as `malloc`), as a
 //! block of exactly the returned length: it becomes a `Vec` without a copy.
 
-#![expect(unsafe_code, reason = "host calls pass pointers; this module is where they become values")]
+#![expect(
+    unsafe_code,
+    reason = "host calls pass pointers; this module is where they become values"
+)]
 
 use core::ptr::null_mut;
 
@@ -22,20 +25,65 @@ pub(crate) const CAS_MISMATCH: Status = 8;
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
-    fn proxy_get_shared_data(key: *const u8, key_size: usize, value: *mut *mut u8, size: *mut usize, cas: *mut u32) -> Status;
-    fn proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, size: usize, cas: u32) -> Status;
+    fn proxy_get_shared_data(
+        key: *const u8,
+        key_size: usize,
+        value: *mut *mut u8,
+        size: *mut usize,
+        cas: *mut u32,
+    ) -> Status;
+    fn proxy_set_shared_data(
+        key: *const u8,
+        key_size: usize,
+        value: *const u8,
+        size: usize,
+        cas: u32,
+    ) -> Status;
     fn proxy_register_shared_queue(name: *const u8, name_size: usize, queue: *mut u32) -> Status;
-    fn proxy_resolve_shared_queue(vm_id: *const u8, vm_id_size: usize, name: *const u8, name_size: usize, queue: *mut u32) -> Status;
+    fn proxy_resolve_shared_queue(
+        vm_id: *const u8,
+        vm_id_size: usize,
+        name: *const u8,
+        name_size: usize,
+        queue: *mut u32,
+    ) -> Status;
     fn proxy_enqueue_shared_queue(queue: u32, value: *const u8, size: usize) -> Status;
     fn proxy_dequeue_shared_queue(queue: u32, value: *mut *mut u8, size: *mut usize) -> Status;
-    fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, metric: *mut u32) -> Status;
+    fn proxy_define_metric(
+        kind: u32,
+        name: *const u8,
+        name_size: usize,
+        metric: *mut u32,
+    ) -> Status;
     fn proxy_increment_metric(metric: u32, offset: i64) -> Status;
     fn proxy_record_metric(metric: u32, value: u64) -> Status;
     fn proxy_get_metric(metric: u32, value: *mut u64) -> Status;
-    fn proxy_get_header_map_value(map: u32, key: *const u8, key_size: usize, value: *mut *mut u8, size: *mut usize) -> Status;
-    fn proxy_get_property(path: *const u8, path_size: usize, value: *mut *mut u8, size: *mut usize) -> Status;
-    fn proxy_set_property(path: *const u8, path_size: usize, value: *const u8, size: usize) -> Status;
-    fn proxy_get_buffer_bytes(buffer: u32, start: usize, max_size: usize, value: *mut *mut u8, size: *mut usize) -> Status;
+    fn proxy_get_header_map_value(
+        map: u32,
+        key: *const u8,
+        key_size: usize,
+        value: *mut *mut u8,
+        size: *mut usize,
+    ) -> Status;
+    fn proxy_get_property(
+        path: *const u8,
+        path_size: usize,
+        value: *mut *mut u8,
+        size: *mut usize,
+    ) -> Status;
+    fn proxy_set_property(
+        path: *const u8,
+        path_size: usize,
+        value: *const u8,
+        size: usize,
+    ) -> Status;
+    fn proxy_get_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        max_size: usize,
+        value: *mut *mut u8,
+        size: *mut usize,
+    ) -> Status;
     fn proxy_set_tick_period_milliseconds(period: u32) -> Status;
     fn proxy_set_effective_context(context: u32) -> Status;
     fn proxy_send_local_response(
@@ -69,7 +117,9 @@ pub(crate) fn load(key: &str, value: &mut Vec<u8>) -> Result<u32, HostError> {
     let mut cas = 0;
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to live locals and to `key` for the length given.
-    let status = unsafe { proxy_get_shared_data(key.as_ptr(), key.len(), &raw mut data, &raw mut size, &raw mut cas) };
+    let status = unsafe {
+        proxy_get_shared_data(key.as_ptr(), key.len(), &raw mut data, &raw mut size, &raw mut cas)
+    };
     ok(status)?;
     *value = owned(data, size);
     Ok(cas)
@@ -93,7 +143,9 @@ pub(crate) fn register_queue(name: &str) -> Result<u32, HostError> {
 pub(crate) fn resolve_queue(name: &str) -> Result<u32, HostError> {
     let mut queue = 0;
     // SAFETY: the pointers are to live slices of the lengths given and to a live local.
-    ok(unsafe { proxy_resolve_shared_queue("".as_ptr(), 0, name.as_ptr(), name.len(), &raw mut queue) })?;
+    ok(unsafe {
+        proxy_resolve_shared_queue("".as_ptr(), 0, name.as_ptr(), name.len(), &raw mut queue)
+    })?;
     Ok(queue)
 }
 
@@ -144,7 +196,9 @@ pub(crate) fn metric(metric: u32) -> Option<u64> {
 pub(crate) fn header(map: u32, name: &str) -> Option<Vec<u8>> {
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to `name` for the length given and to live locals.
-    let status = unsafe { proxy_get_header_map_value(map, name.as_ptr(), name.len(), &raw mut data, &raw mut size) };
+    let status = unsafe {
+        proxy_get_header_map_value(map, name.as_ptr(), name.len(), &raw mut data, &raw mut size)
+    };
     ok(status).ok()?;
     // A header that is not there has no data; an empty one has data of no length.
     if data.is_null() { None } else { Some(owned(data, size)) }
@@ -154,7 +208,8 @@ pub(crate) fn header(map: u32, name: &str) -> Option<Vec<u8>> {
 pub(crate) fn property(path: &str) -> Option<Vec<u8>> {
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to `path` for the length given and to live locals.
-    ok(unsafe { proxy_get_property(path.as_ptr(), path.len(), &raw mut data, &raw mut size) }).ok()?;
+    ok(unsafe { proxy_get_property(path.as_ptr(), path.len(), &raw mut data, &raw mut size) })
+        .ok()?;
     Some(owned(data, size))
 }
 

@@ -1,6 +1,8 @@
 //! `EnvoyHost`: what the engine asks, asked of Envoy.
 
-use sentinel_engine::host::{Cas, Host, HostError, Meter, MetricId, MetricKind, Queue, Signal, Stored};
+use sentinel_engine::host::{
+    Cas, Host, HostError, Meter, MetricId, MetricKind, Queue, Signal, Stored,
+};
 use sentinel_wire::key::{Key, QUEUE};
 
 use crate::ffi::{self, Clock};
@@ -32,7 +34,11 @@ impl EnvoyHost {
     /// Defines the signals and tests them: a `stats_matcher` that leaves out `wasmcustom` turns them into
     /// statistics that stay 0, and then keys of shared data carry them.
     pub fn new() -> Self {
-        let signals = [signal_name(Signal::Published), signal_name(Signal::GivenBack), signal_name(Signal::Wanted)];
+        let signals = [
+            signal_name(Signal::Published),
+            signal_name(Signal::GivenBack),
+            signal_name(Signal::Wanted),
+        ];
         let defined = signals.map(|name| ffi::define_metric(COUNTER, name).ok());
         let works = ffi::define_metric(COUNTER, "sentinel.signal.selftest").is_ok_and(|selftest| {
             let before = ffi::metric(selftest);
@@ -40,9 +46,13 @@ impl EnvoyHost {
             before.is_some() && ffi::metric(selftest) != before
         });
         let signals = match defined {
-            [Some(published), Some(given_back), Some(wanted)] if works => Some([published, given_back, wanted]),
+            [Some(published), Some(given_back), Some(wanted)] if works => {
+                Some([published, given_back, wanted])
+            }
             _ => {
-                log::warn!("Envoy does not keep our statistics (stats_matcher?): signals go through shared data");
+                log::warn!(
+                    "Envoy does not keep our statistics (stats_matcher?): signals go through shared data"
+                );
                 None
             }
         };
@@ -105,7 +115,8 @@ impl EnvoyHost {
             let next = level.wrapping_add(1).to_le_bytes();
             // A mismatch is as good: somebody has moved the level since it was read. A failure only delays:
             // whatever a signal announces is also looked for once a second, or ends with its bucket.
-            let _: Result<Stored, HostError> = self.store_with(key, &next, seen.map_or(IMPOSSIBLE, |cas| cas.0));
+            let _: Result<Stored, HostError> =
+                self.store_with(key, &next, seen.map_or(IMPOSSIBLE, |cas| cas.0));
         }
         self.value = value;
     }
@@ -128,7 +139,8 @@ impl Host for EnvoyHost {
 
     fn random(&mut self) -> u64 {
         // Where Envoy refuses randomness, two instances still differ in when they ask.
-        ffi::random().unwrap_or_else(|| ffi::clock_ns(Clock::Monotonic).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        ffi::random()
+            .unwrap_or_else(|| ffi::clock_ns(Clock::Monotonic).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
     fn load(&mut self, key: Key, value: &mut Vec<u8>) -> Result<Option<Cas>, HostError> {

@@ -86,7 +86,13 @@ impl LocalReply<'_> {
     pub fn send(&self) -> Result<(), HostError> {
         let headers = serialized(self.headers);
         let grpc_status = i32::try_from(self.grpc_status).unwrap_or(-1);
-        ffi::send_local_response(u32::from(self.status), self.details, self.body, &headers, grpc_status)
+        ffi::send_local_response(
+            u32::from(self.status),
+            self.details,
+            self.body,
+            &headers,
+            grpc_status,
+        )
     }
 }
 

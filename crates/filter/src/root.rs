@@ -43,7 +43,9 @@ impl RootContext for FilterRoot {
     /// away, and one on its main thread that never sees a stream.
     fn on_configure(&mut self, size: usize) -> bool {
         if let Some(function) = EnvoyHost::refused_function() {
-            log::error!("filter: Envoy refuses {function}: allow it in capability_restriction_config");
+            log::error!(
+                "filter: Envoy refuses {function}: allow it in capability_restriction_config"
+            );
             return false;
         }
         let config = match document::configuration(&plugin_configuration(size)) {

@@ -78,7 +78,10 @@ fn write_name(config: &ResourceConfig, name: &mut Vec<u8>) {
     match config.from() {
         ResourceFrom::MethodPath => {
             let (method, path) = (header(":method"), header(":path"));
-            config.write_name(&RequestParts { method: &method, path: &path, ..RequestParts::default() }, name);
+            config.write_name(
+                &RequestParts { method: &method, path: &path, ..RequestParts::default() },
+                name,
+            );
         }
         ResourceFrom::Path => {
             let path = header(":path");
@@ -86,7 +89,10 @@ fn write_name(config: &ResourceConfig, name: &mut Vec<u8>) {
         }
         ResourceFrom::Authority => {
             let authority = header(":authority");
-            config.write_name(&RequestParts { authority: &authority, ..RequestParts::default() }, name);
+            config.write_name(
+                &RequestParts { authority: &authority, ..RequestParts::default() },
+                name,
+            );
         }
         ResourceFrom::Route => {
             let route = property("xds.route_name").unwrap_or_default();
@@ -98,7 +104,10 @@ fn write_name(config: &ResourceConfig, name: &mut Vec<u8>) {
         }
         ResourceFrom::Header(from) => {
             let header = request_header(from);
-            config.write_name(&RequestParts { header: header.as_deref(), ..RequestParts::default() }, name);
+            config.write_name(
+                &RequestParts { header: header.as_deref(), ..RequestParts::default() },
+                name,
+            );
         }
     }
 }
@@ -106,8 +115,11 @@ fn write_name(config: &ResourceConfig, name: &mut Vec<u8>) {
 /// Whether the response was an error: status 500 and above, none at all (reset, time-out), or one of
 /// [`GRPC_ERRORS`].
 fn is_error() -> bool {
-    let number = |bytes: Vec<u8>| core::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<u32>().ok());
+    let number = |bytes: Vec<u8>| {
+        core::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<u32>().ok())
+    };
     let Some(status) = response_header(":status").and_then(number) else { return true };
-    let grpc = response_trailer("grpc-status").or_else(|| response_header("grpc-status")).and_then(number);
+    let grpc =
+        response_trailer("grpc-status").or_else(|| response_header("grpc-status")).and_then(number);
     status >= 500 || grpc.is_some_and(|status| GRPC_ERRORS.contains(&status))
 }

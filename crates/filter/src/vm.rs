@@ -93,7 +93,9 @@ impl Vm {
 
     /// The timer of `root` has fired.
     pub(crate) fn tick(&mut self, root: u32) {
-        let Some(worker) = self.worker.as_mut().filter(|_| self.driver.is_some_and(|driver| driver.root == root)) else {
+        let Some(worker) =
+            self.worker.as_mut().filter(|_| self.driver.is_some_and(|driver| driver.root == root))
+        else {
             arm(root, 0, root);
             return;
         };

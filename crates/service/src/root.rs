@@ -35,7 +35,9 @@ impl Context for ServiceRoot {}
 impl RootContext for ServiceRoot {
     fn on_configure(&mut self, size: usize) -> bool {
         if let Some(function) = EnvoyHost::refused_function() {
-            log::error!("service: Envoy refuses {function}: allow it in capability_restriction_config");
+            log::error!(
+                "service: Envoy refuses {function}: allow it in capability_restriction_config"
+            );
             return false;
         }
         let config = match document::configuration(&plugin_configuration(size)) {
@@ -109,7 +111,8 @@ impl Fault {
     fn new(host: &mut EnvoyHost) -> Self {
         use sentinel_engine::host::{Meter as _, MetricKind};
 
-        let metric = host.define(MetricKind::Counter, "sentinel.signal.fault").ok().map(|metric| metric.0);
+        let metric =
+            host.define(MetricKind::Counter, "sentinel.signal.fault").ok().map(|metric| metric.0);
         Self { metric, seen: metric.and_then(sentinel_envoy::host::metric_value) }
     }
 

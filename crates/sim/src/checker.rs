@@ -119,7 +119,9 @@ impl Checker {
         let now = self.now(answer.seen.monotonic_ns);
         let Some(set) = self.sets.get(&answer.rules_version) else { return Ok(()) };
         for occupant in set.get(&*answer.resource).into_iter().flatten() {
-            if let Some(account) = self.ledgers.get_mut(occupant).filter(|account| account.rule == by) {
+            if let Some(account) =
+                self.ledgers.get_mut(occupant).filter(|account| account.rule == by)
+            {
                 account.refuse(now, u64::from(answer.batch))?;
             }
         }

@@ -30,7 +30,9 @@ pub enum DecodeError {
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Newer { found, known } => write!(f, "layout version {found}, but this build reads {known}"),
+            Self::Newer { found, known } => {
+                write!(f, "layout version {found}, but this build reads {known}")
+            }
             Self::Malformed => f.write_str("the bytes are malformed"),
         }
     }

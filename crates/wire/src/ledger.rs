@@ -34,7 +34,9 @@ const KIND_RATE: u8 = 1;
 pub fn encode(ledger: &RateLedger, buckets: u8, bytes: &mut Vec<u8>) {
     bytes.clear();
     bytes.extend_from_slice(&[LAYOUT, KIND_RATE, buckets]);
-    for field in [ledger.generation, ledger.version, ledger.threshold.to_bits(), ledger.newest.get()] {
+    for field in
+        [ledger.generation, ledger.version, ledger.threshold.to_bits(), ledger.newest.get()]
+    {
         bytes.extend_from_slice(&field.to_le_bytes());
     }
     for granted in ledger.granted.iter().take(usize::from(buckets)) {

@@ -10,7 +10,6 @@
 
 extern crate alloc;
 
-
 pub mod codec;
 pub mod frame;
 pub mod key;

@@ -88,7 +88,8 @@ impl RuleSetReader {
     fn next_sized<T: DeserializeOwned>(&mut self) -> Result<T, DecodeError> {
         let rest = self.bytes.get(self.offset..).unwrap_or_default();
         let (length, rest) = rest.split_first_chunk::<4>().ok_or(DecodeError::Malformed)?;
-        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| DecodeError::Malformed)?;
+        let length =
+            usize::try_from(u32::from_le_bytes(*length)).map_err(|_| DecodeError::Malformed)?;
         let body = rest.get(..length).ok_or(DecodeError::Malformed)?;
         let (value, read) = codec::read(body)?;
         if read != length {

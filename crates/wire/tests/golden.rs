@@ -46,7 +46,12 @@ fn frame() -> CounterFrame {
         in_flight: 1,
         histogram: vec![(0, 98), (40, 1)],
     };
-    CounterFrame { incarnation: 7, sequence: 300, at_ns: 1_000_000, entries: vec![hello, FrameEntry::default()] }
+    CounterFrame {
+        incarnation: 7,
+        sequence: 300,
+        at_ns: 1_000_000,
+        entries: vec![hello, FrameEntry::default()],
+    }
 }
 
 fn rule_set() -> (RuleSetHeader, Vec<RuleEntry>) {
@@ -72,9 +77,20 @@ fn rule_set() -> (RuleSetHeader, Vec<RuleEntry>) {
 fn a_version_1_ledger_is_these_bytes_for_ever() {
     let mut granted = [0; BUCKETS_MAX];
     granted[..2].copy_from_slice(&[3, 7]);
-    let ledger = RateLedger { generation: 1, version: 2, threshold: 10.5, newest: BucketId::new(5), granted };
+    let ledger = RateLedger {
+        generation: 1,
+        version: 2,
+        threshold: 10.5,
+        newest: BucketId::new(5),
+        granted,
+    };
 
-    check_bytes(&encoded(|bytes| ledger::encode(&ledger, 2, bytes)), &expect!["010102010000000000000002000000000000000000000000002540050000000000000003000000000000000700000000000000"]);
+    check_bytes(
+        &encoded(|bytes| ledger::encode(&ledger, 2, bytes)),
+        &expect![
+            "010102010000000000000002000000000000000000000000002540050000000000000003000000000000000700000000000000"
+        ],
+    );
 }
 
 #[test]
@@ -88,7 +104,9 @@ fn version_1_seeds_are_these_bytes_for_ever() {
 
 #[test]
 fn a_version_1_census_is_these_bytes_for_ever() {
-    let workers = Workers { slots: vec![WorkerSlot { incarnation: 7, heartbeat_ns: 1_000_000, rules_version: 1 }] };
+    let workers = Workers {
+        slots: vec![WorkerSlot { incarnation: 7, heartbeat_ns: 1_000_000, rules_version: 1 }],
+    };
     let bytes = encoded(|bytes| workers.encode(bytes));
 
     check_bytes(&bytes, &expect!["010107fc40420f0001"]);
@@ -107,7 +125,12 @@ fn a_version_1_heartbeat_is_these_bytes_for_ever() {
 fn a_version_1_frame_is_these_bytes_for_ever() {
     let bytes = encoded(|bytes| frame().encode(bytes));
 
-    check_bytes(&bytes, &expect!["0107fb2c01fc40420f0002fd8877665544332211010a4745543a2f68656c6c6f64fbe8036301fc70110100010200622801000000000000000000"]);
+    check_bytes(
+        &bytes,
+        &expect![
+            "0107fb2c01fc40420f0002fd8877665544332211010a4745543a2f68656c6c6f64fbe8036301fc70110100010200622801000000000000000000"
+        ],
+    );
     assert_eq!(CounterFrame::decode(&bytes), Ok(frame()));
 }
 
@@ -116,7 +139,12 @@ fn a_version_1_rule_set_is_these_bytes_for_ever() {
     let (header, entries) = rule_set();
     let bytes = rules::encode(&header, &entries).unwrap();
 
-    check_bytes(&bytes, &expect!["0131000000010200fbb80b0a0afb3075fb60eafbe803fc00000004fb1027fb1027fb0001fbe80301094745543a2f63617274fb102701230000000001000568656c6c6f0a4745543a2f68656c6c6f0000000000005940fbe80300000001"]);
+    check_bytes(
+        &bytes,
+        &expect![
+            "0131000000010200fbb80b0a0afb3075fb60eafbe803fc00000004fb1027fb1027fb0001fbe80301094745543a2f63617274fb102701230000000001000568656c6c6f0a4745543a2f68656c6c6f0000000000005940fbe80300000001"
+        ],
+    );
     let (found, mut reader) = RuleSetReader::open(bytes).unwrap();
     assert_eq!(found, header);
     assert_eq!(reader.next_entry(), Ok(entries.first().cloned()));
@@ -127,7 +155,11 @@ fn a_version_1_rule_set_is_these_bytes_for_ever() {
 fn whatever_is_cut_off_is_malformed_and_whatever_is_newer_is_newer() {
     let bytes = encoded(|bytes| frame().encode(bytes));
     for end in 0..bytes.len() {
-        assert_eq!(CounterFrame::decode(&bytes[..end]), Err(DecodeError::Malformed), "cut at {end}");
+        assert_eq!(
+            CounterFrame::decode(&bytes[..end]),
+            Err(DecodeError::Malformed),
+            "cut at {end}"
+        );
     }
     let newer: Vec<u8> = [2].into_iter().chain(bytes[1..].iter().copied()).collect();
     assert_eq!(CounterFrame::decode(&newer), Err(DecodeError::Newer { found: 2, known: 1 }));
@@ -138,7 +170,8 @@ fn a_rule_set_that_was_cut_off_is_malformed_and_allocates_no_more_than_it_is_lon
     let (header, entries) = rule_set();
     let bytes = rules::encode(&header, &entries).unwrap();
     for end in 0..bytes.len() {
-        let read = RuleSetReader::open(bytes[..end].to_vec()).and_then(|(_, mut reader)| reader.next_entry());
+        let read = RuleSetReader::open(bytes[..end].to_vec())
+            .and_then(|(_, mut reader)| reader.next_entry());
         assert_eq!(read, Err(DecodeError::Malformed), "cut at {end}");
     }
 }

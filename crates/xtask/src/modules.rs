@@ -55,8 +55,8 @@ pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
         let file = compiled.join(format!("{name}.wasm"));
         let compiled = fs::read(&file)
             .with_context(|| format!("cargo built {crate_name}, but not {}", file.display()))?;
-        let debug =
-            module_file::pruned(&compiled, used_exports).with_context(|| file.display().to_string())?;
+        let debug = module_file::pruned(&compiled, used_exports)
+            .with_context(|| file.display().to_string())?;
         let shipped =
             module_file::without_debug(&debug).with_context(|| file.display().to_string())?;
         let faults = module_file::faults(&shipped, &private);

@@ -85,7 +85,10 @@ impl Fold {
         if !known && self.workers.len() >= ACKS_MAX {
             self.forget_longest_silent();
         }
-        let Some(source) = self.workers.get_or_insert_with(frame.incarnation, Source::default) else { return };
+        let Some(source) = self.workers.get_or_insert_with(frame.incarnation, Source::default)
+        else {
+            return;
+        };
         source.heard_at = now;
         if frame.sequence <= source.sequence {
             return;
@@ -106,7 +109,8 @@ impl Fold {
                 continue;
             }
             let name = entry.name.unwrap_or_default();
-            let resource = self.resources.get_or_insert_with(entry.resource, || Resource::new(name));
+            let resource =
+                self.resources.get_or_insert_with(entry.resource, || Resource::new(name));
             if let Some(resource) = resource.filter(|_| counts) {
                 resource.seconds.add(at, &counted);
                 resource.minute.add(at, &counted);
@@ -117,7 +121,10 @@ impl Fold {
 
     /// The newest folded frame of each worker.
     pub(super) fn acks(&self) -> Vec<Ack> {
-        let ack = |(incarnation, source): &(u64, Source)| Ack { incarnation: *incarnation, sequence: source.sequence };
+        let ack = |(incarnation, source): &(u64, Source)| Ack {
+            incarnation: *incarnation,
+            sequence: source.sequence,
+        };
         self.workers.iter().map(ack).collect()
     }
 
@@ -130,12 +137,17 @@ impl Fold {
     /// What all workers have counted for a resource in the last `window`, up to 10 s.
     pub(super) fn window(&self, now: Nanos, resource: u64, window: Span) -> MetricBucket {
         let slices = window.as_millis().div_ceil(500);
-        self.resources.get(&resource).map(|resource| resource.seconds.sum(now, slices)).unwrap_or_default()
+        self.resources
+            .get(&resource)
+            .map(|resource| resource.seconds.sum(now, slices))
+            .unwrap_or_default()
     }
 
     /// Requests of a resource that are open in all workers.
     pub(super) fn in_flight(&self, resource: u64) -> u64 {
-        let of = |(_, source): &(u64, Source)| source.baselines.get(&resource).map_or(0, |baseline| baseline.in_flight);
+        let of = |(_, source): &(u64, Source)| {
+            source.baselines.get(&resource).map_or(0, |baseline| baseline.in_flight)
+        };
         self.workers.iter().map(of).sum()
     }
 
@@ -154,16 +166,30 @@ impl Fold {
             let gauges = &mut resource.gauges;
             let open = in_flight(hash);
             gauges.in_flight.set(meter, open, |text| of_resource(name, "in_flight", text));
-            gauges.pass_qps.set(meter, last.pass / GAUGE_SECONDS, |text| of_resource(name, "pass_qps", text));
-            gauges.block_qps.set(meter, last.block / GAUGE_SECONDS, |text| of_resource(name, "block_qps", text));
-            gauges.rt_avg_ms.set(meter, minute.rt_avg_ms(), |text| of_resource(name, "rt_avg_ms", text));
-            gauges.rt_p50_ms.set(meter, rt.quantile_ms(50), |text| of_resource(name, "rt_p50_ms", text));
-            gauges.rt_p99_ms.set(meter, rt.quantile_ms(99), |text| of_resource(name, "rt_p99_ms", text));
+            gauges
+                .pass_qps
+                .set(meter, last.pass / GAUGE_SECONDS, |text| of_resource(name, "pass_qps", text));
+            gauges.block_qps.set(meter, last.block / GAUGE_SECONDS, |text| {
+                of_resource(name, "block_qps", text)
+            });
+            gauges
+                .rt_avg_ms
+                .set(meter, minute.rt_avg_ms(), |text| of_resource(name, "rt_avg_ms", text));
+            gauges
+                .rt_p50_ms
+                .set(meter, rt.quantile_ms(50), |text| of_resource(name, "rt_p50_ms", text));
+            gauges
+                .rt_p99_ms
+                .set(meter, rt.quantile_ms(99), |text| of_resource(name, "rt_p99_ms", text));
         }
     }
 
     fn forget_longest_silent(&mut self) {
-        let longest = self.workers.iter().min_by_key(|(_, source)| source.heard_at).map(|(worker, _)| *worker);
+        let longest = self
+            .workers
+            .iter()
+            .min_by_key(|(_, source)| source.heard_at)
+            .map(|(worker, _)| *worker);
         if let Some(incarnation) = longest {
             self.workers.remove(&incarnation);
         }
@@ -171,13 +197,18 @@ impl Fold {
 }
 
 impl Source {
-    /// Moves the baseline of one resource, and says what it moved by. Totals that have gone back belong to
-    /// a worker that has forgotten the resource in between: nothing is new then.
+    /// Moves the baseline of one resource, and says what it moved by. A worker whose totals have gone back
+    /// has forgotten the resource in between and begun anew: then all of it is new.
     fn advance(&mut self, entry: &FrameEntry) -> (MetricBucket, RtHistogram) {
         let totals = entry.totals();
-        let Some(baseline) = self.baselines.get_or_insert_with(entry.resource, Baseline::new) else {
+        let Some(baseline) = self.baselines.get_or_insert_with(entry.resource, Baseline::new)
+        else {
             return Default::default();
         };
+        let begun_anew = totals.pass < baseline.totals.pass || totals.block < baseline.totals.block;
+        if begun_anew {
+            *baseline = Baseline::new();
+        }
         let old = core::mem::replace(&mut baseline.totals, totals);
         baseline.in_flight = entry.in_flight;
         let new = MetricBucket {
@@ -190,7 +221,9 @@ impl Source {
         let mut histogram = RtHistogram::default();
         for &(class, total) in &entry.histogram {
             let class = usize::from(class);
-            if let (Some(old), Some(count)) = (baseline.histogram.get_mut(class), histogram.0.get_mut(class)) {
+            if let (Some(old), Some(count)) =
+                (baseline.histogram.get_mut(class), histogram.0.get_mut(class))
+            {
                 *count = u32::try_from(total.saturating_sub(*old)).unwrap_or(u32::MAX);
                 *old = total;
             }

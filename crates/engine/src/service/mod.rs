@@ -126,7 +126,9 @@ impl Service {
             let silence_ms = settings.worker_ttl_ms.saturating_add(settings.orphan_ttl_ms);
             self.fold.forget_silent(now, Span::from_millis(u64::from(silence_ms)));
             self.fold.set_gauges(host, now);
-            self.meters.frames_lost.report(host, self.fold.frames_lost, |text| text.push_str("frames_lost"));
+            self.meters
+                .frames_lost
+                .report(host, self.fold.frames_lost, |text| text.push_str("frames_lost"));
         }
         if more { Next { period_ms: ACK_MS } } else { Next::IDLE }
     }
@@ -186,15 +188,17 @@ impl Service {
         }
         let own = self.beat_now(now);
         let config_hash = self.config_hash;
-        let taken = self.shared.update(host, Key::Service, |found, written| match found.map(ServiceBeat::decode) {
-            Some(Ok(other)) if now.since(Nanos::new(other.heartbeat_ns)) <= ROLE_TTL => {
-                (Then::Keep, Some(other.config_hash != config_hash))
-            }
-            // A newer module holds the role, or held it: it is not ours to take.
-            Some(Err(DecodeError::Newer { .. })) => (Then::Keep, Some(true)),
-            Some(Ok(_) | Err(DecodeError::Malformed)) | None => {
-                own.encode(written);
-                (Then::Write, None)
+        let taken = self.shared.update(host, Key::Service, |found, written| {
+            match found.map(ServiceBeat::decode) {
+                Some(Ok(other)) if now.since(Nanos::new(other.heartbeat_ns)) <= ROLE_TTL => {
+                    (Then::Keep, Some(other.config_hash != config_hash))
+                }
+                // A newer module holds the role, or held it: it is not ours to take.
+                Some(Err(DecodeError::Newer { .. })) => (Then::Keep, Some(true)),
+                Some(Ok(_) | Err(DecodeError::Malformed)) | None => {
+                    own.encode(written);
+                    (Then::Write, None)
+                }
             }
         });
         let conflict = match taken {
@@ -209,7 +213,9 @@ impl Service {
             *said = true;
             log::info!("another service lives: this one waits for its role");
             if conflict {
-                log::error!("two services with different configurations share one vm_id: only the first one counts");
+                log::error!(
+                    "two services with different configurations share one vm_id: only the first one counts"
+                );
                 self.meters.conflict.set(host, 1, |text| text.push_str("service_conflict"));
             }
         }
@@ -219,18 +225,24 @@ impl Service {
         self.role = Role::Holder { queue: host.register_queue().ok() };
         self.publication.publish(host, &mut self.shared, &self.config);
         self.meters.conflict.set(host, 0, |text| text.push_str("service_conflict"));
-        log::info!("service {:016x} started with rule set {}", self.instance, self.publication.version());
+        log::info!(
+            "service {:016x} started with rule set {}",
+            self.instance,
+            self.publication.version()
+        );
     }
 
     /// Writes heartbeat and acknowledgements, unless somebody else has taken the role in between.
     fn beat<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
         let own = self.beat_now(now);
-        let beaten = self.shared.update(host, Key::Service, |found, written| match found.map(ServiceBeat::decode) {
-            Some(Ok(beat)) if beat.instance == own.instance => {
-                own.encode(written);
-                (Then::Write, true)
+        let beaten = self.shared.update(host, Key::Service, |found, written| {
+            match found.map(ServiceBeat::decode) {
+                Some(Ok(beat)) if beat.instance == own.instance => {
+                    own.encode(written);
+                    (Then::Write, true)
+                }
+                Some(_) | None => (Then::Keep, false),
             }
-            Some(_) | None => (Then::Keep, false),
         });
         match beaten.map(|beaten| beaten.result) {
             Ok(true) => self.unacknowledged = false,
@@ -263,7 +275,8 @@ impl Service {
                 Err(_) => return false,
             },
         };
-        let resources_max = usize::try_from(self.config.settings.resources_max).unwrap_or(usize::MAX);
+        let resources_max =
+            usize::try_from(self.config.settings.resources_max).unwrap_or(usize::MAX);
         for _ in 0..DRAIN_MAX {
             if !host.dequeue(queue, &mut self.frame).unwrap_or(false) {
                 return false;

@@ -37,20 +37,38 @@ impl Publication {
     }
 
     /// Puts the configured rules in force if there is no rule set at all.
-    pub(super) fn put_first<H: Host>(&mut self, host: &mut H, shared: &mut Shared, config: &ServiceConfig) {
+    pub(super) fn put_first<H: Host>(
+        &mut self,
+        host: &mut H,
+        shared: &mut Shared,
+        config: &ServiceConfig,
+    ) {
         self.put(host, shared, config, false);
     }
 
     /// Publishes the configured rules if they differ from those in force.
-    pub(super) fn publish<H: Host + Meter>(&mut self, host: &mut H, shared: &mut Shared, config: &ServiceConfig) {
+    pub(super) fn publish<H: Host + Meter>(
+        &mut self,
+        host: &mut H,
+        shared: &mut Shared,
+        config: &ServiceConfig,
+    ) {
         self.put(host, shared, config, true);
         self.show_thresholds(host, config);
     }
 
-    fn put<H: Host>(&mut self, host: &mut H, shared: &mut Shared, config: &ServiceConfig, replace: bool) {
+    fn put<H: Host>(
+        &mut self,
+        host: &mut H,
+        shared: &mut Shared,
+        config: &ServiceConfig,
+        replace: bool,
+    ) {
         let updated = shared.update(host, Key::Rules, |found, written| {
             let old = match found.map(RuleSet::decode) {
-                Some(Ok(old)) if !replace || old.says(config) => return (Then::Keep, Put::Kept(old.header.version)),
+                Some(Ok(old)) if !replace || old.says(config) => {
+                    return (Then::Keep, Put::Kept(old.header.version));
+                }
                 Some(Ok(old)) => old,
                 // A newer module has published: it knows better.
                 Some(Err(DecodeError::Newer { .. })) => return (Then::Keep, Put::Refused),
@@ -72,7 +90,9 @@ impl Publication {
             }
             Ok(Put::Kept(version)) => self.version = version,
             Ok(Put::Refused) => {
-                log::error!("the rule set is larger than 8 MiB, or a newer module has published one: not published");
+                log::error!(
+                    "the rule set is larger than 8 MiB, or a newer module has published one: not published"
+                );
             }
             Err(error) => log::error!("the rule set could not be published: {error:?}"),
         }
@@ -88,8 +108,13 @@ impl Publication {
             if self.thresholds.len() >= bound && self.thresholds.get(&flow.id).is_none() {
                 continue;
             }
-            let Some(gauge) = self.thresholds.get_or_insert_with(flow.id.clone(), Metric::default) else { continue };
-            gauge.set(meter, whole_tokens(flow.threshold), |text| of_rule(&flow.id, None, "threshold", text));
+            let Some(gauge) = self.thresholds.get_or_insert_with(flow.id.clone(), Metric::default)
+            else {
+                continue;
+            };
+            gauge.set(meter, whole_tokens(flow.threshold), |text| {
+                of_rule(&flow.id, None, "threshold", text)
+            });
         }
     }
 }
@@ -134,7 +159,10 @@ impl RuleSet {
 
     fn holds(&self, rule: &Rule) -> bool {
         let place = self.entries.binary_search_by(|entry| entry.rule.id().cmp(rule.id()));
-        place.ok().and_then(|place| self.entries.get(place)).is_some_and(|entry| entry.rule == *rule)
+        place
+            .ok()
+            .and_then(|place| self.entries.get(place))
+            .is_some_and(|entry| entry.rule == *rule)
     }
 
     /// The set that `config` asks for, after this one.
@@ -223,18 +251,22 @@ mod tests {
 
     #[test]
     fn a_changed_threshold_keeps_its_ledger_and_a_changed_window_gets_a_new_one() {
-        let first = RuleSet::default().followed_by(&config(vec![flow("a", "r", 5.0, 20_000), flow("b", "r", 1.0, 1_000)]));
+        let first = RuleSet::default()
+            .followed_by(&config(vec![flow("a", "r", 5.0, 20_000), flow("b", "r", 1.0, 1_000)]));
         assert_eq!(places(&first), [("a", 0, 1), ("b", 1, 2)]);
 
-        let second = first.followed_by(&config(vec![flow("a", "r", 8.0, 20_000), flow("b", "r", 1.0, 2_000)]));
+        let second = first
+            .followed_by(&config(vec![flow("a", "r", 8.0, 20_000), flow("b", "r", 1.0, 2_000)]));
         assert_eq!(places(&second), [("a", 0, 1), ("b", 1, 3)]);
         assert_eq!(second.header.version, 2);
     }
 
     #[test]
     fn an_inserted_rule_shifts_nobody_and_a_freed_slot_is_used_again() {
-        let first = RuleSet::default().followed_by(&config(vec![flow("a", "r", 1.0, 0), flow("b", "s", 1.0, 0)]));
-        let second = first.followed_by(&config(vec![flow("new", "q", 1.0, 0), flow("b", "s", 1.0, 0)]));
+        let first = RuleSet::default()
+            .followed_by(&config(vec![flow("a", "r", 1.0, 0), flow("b", "s", 1.0, 0)]));
+        let second =
+            first.followed_by(&config(vec![flow("new", "q", 1.0, 0), flow("b", "s", 1.0, 0)]));
 
         assert_eq!(places(&second), [("b", 1, 2), ("new", 0, 3)]);
     }

@@ -1,5 +1,9 @@
 //! What the simulated Envoy says about itself and about the engine.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what went wrong by panicking"
+)]
 
 mod contract;
 mod scenarios;

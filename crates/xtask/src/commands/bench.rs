@@ -32,6 +32,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let dist = modules::build(&Workspace::find()?, Flavour::Shipping)?.folder;
     let binary = envoy::envoy(None)?;
     match arguments.name {
-        Some(Bench::Accuracy) | None => Ok(exit_code(accuracy(&binary, &dist, &mut std::io::stdout())?)),
+        Some(Bench::Accuracy) | None => {
+            Ok(exit_code(accuracy(&binary, &dist, &mut std::io::stdout())?))
+        }
     }
 }

@@ -76,7 +76,9 @@ fn traced(seed: u64, runs: u64) -> Tally {
 /// A seed that differs from run to run; it is printed, so that any run can be repeated.
 fn fresh_seed() -> Result<u64> {
     let mut bytes = [0; 4];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("no /dev/urandom")?;
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("no /dev/urandom")?;
     Ok(u64::from(u32::from_le_bytes(bytes)))
 }
 
