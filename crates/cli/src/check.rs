@@ -194,7 +194,7 @@ sepc: {}
                 flow.yaml:5:52: document 1 (FlowRules): rules[0] (hello): `threshold` is -1, but must be 0 or more
                 flow.yaml:6:16: document 1 (FlowRules): rules[1]: `resource` is "", but must be a resource's name, such as "GET:/hello"
                 flow.yaml:6:31: document 1 (FlowRules): rules[1]: `threshold` is inf, but must be a number of 0 or more
-                flow.yaml:6:37: document 1 (FlowRules): rules[1]: `treshold` is not a field of this; did you mean `threshold`?
+                flow.yaml:6:37: document 1 (FlowRules): rules[1]: `treshold` is an unknown field; did you mean `threshold`?
                 flow.yaml:7:16: document 1 (FlowRules): rules[2]: `resource` is a list, but must be text
                 flow.yaml:7:32: document 1 (FlowRules): rules[2]: `threshold` is "100", but must be a number of 0 or more
                 flow.yaml:8:5: document 1 (FlowRules): rules[3] (GET:/cart): `threshold` is missing
@@ -209,15 +209,15 @@ sepc: {}
                 flow.yaml:13:84: document 1 (FlowRules): rules[3] (GET:/cart): `response.body` is 7, but must be text: put it in quotes
                 flow.yaml:14:10: document 1 (FlowRules): rules[4] (a b): `id` is "a b", but must be 1 to 64 characters of A-Z, a-z, 0-9 and ._:/-
                 flow.yaml:14:41: document 1 (FlowRules): rules[4] (a b): `threshold` is 1e300, but must be at most 2^53
-                flow.yaml:14:48: document 1 (FlowRules): rules[4] (a b): `thrshld` is not a field of this; did you mean `threshold`?
-                flow.yaml:14:60: document 1 (FlowRules): rules[4] (a b): `Threshold` is not a field of this; did you mean `threshold`?
+                flow.yaml:14:48: document 1 (FlowRules): rules[4] (a b): `thrshld` is an unknown field; did you mean `threshold`?
+                flow.yaml:14:60: document 1 (FlowRules): rules[4] (a b): `Threshold` is an unknown field; did you mean `threshold`?
                 flow.yaml:15:5: document 1 (FlowRules): rules[5]: is "just text", but must be a map
                 flow.yaml:16:5: document 1 (FlowRules): rules[6] (a): `threshold` is missing
                 flow.yaml:18:1: document 2: `apiVersion` is missing
                 flow.yaml:18:7: document 2: `kind` is "FlowRule", but must be one of Sentinel's kinds; did you mean `FlowRules`?
                 flow.yaml:20:1: document 3 (FlowRules): `spec` is missing
                 flow.yaml:20:13: document 3 (FlowRules): `apiVersion` is "v1", but must be datasource.sentinel.io/v1alpha1
-                flow.yaml:22:1: document 3 (FlowRules): `sepc` is not a field of this; did you mean `spec`?
+                flow.yaml:22:1: document 3 (FlowRules): `sepc` is an unknown field; did you mean `spec`?
                 flow.yaml:24:1: document 4: is a list, but must be a map
                 flow.yaml: refused
             "#]],

@@ -18,8 +18,8 @@ use crate::{
 /// The node of everything that has no name of its own.
 pub(crate) const OTHER_NODE: u32 = 0;
 
-/// Statistics that one resource takes up: four counters, one histogram, six gauges.
-pub(crate) const SERIES_PER_RESOURCE: u32 = 11;
+/// Statistics that one resource takes up: three counters, one histogram, six gauges.
+pub(crate) const SERIES_PER_RESOURCE: u32 = 10;
 
 /// Statistics that one rule takes up: its refusals and its threshold.
 pub(crate) const SERIES_PER_RULE: u32 = 2;
@@ -37,6 +37,7 @@ pub(crate) struct Nodes {
     free: Vec<u32>,
     /// The proxy's totals.
     proxy: Series,
+    proxy_block: Total,
     proxy_totals: MetricBucket,
     /// What resources without series of their own have counted: shown under `other`.
     shared_totals: MetricBucket,
@@ -66,7 +67,6 @@ struct Node {
 #[derive(Debug, Default)]
 struct Series {
     pass: Total,
-    block: Total,
     complete: Total,
     error: Total,
     rt: Metric,
@@ -82,6 +82,7 @@ impl Nodes {
             retired: Vec::new(),
             free: Vec::new(),
             proxy: Series::default(),
+            proxy_block: Total::default(),
             proxy_totals: MetricBucket::default(),
             shared_totals: MetricBucket::default(),
         }
@@ -228,6 +229,9 @@ impl Nodes {
             other.series.report(meter, &totals, |what, text| of_resource(OTHER, what, text));
         }
         self.proxy.report(meter, &self.proxy_totals, |what, text| text.push_str(what));
+        // By resource, refusals are the rules' to report.
+        self.proxy_block
+            .report(meter, self.proxy_totals.block, |text| text.push_str("block_total"));
         unreported.clear();
         self.unreported = unreported;
     }
@@ -384,7 +388,6 @@ impl Series {
         name: impl Fn(&str, &mut alloc::string::String),
     ) {
         self.pass.report(meter, totals.pass, |text| name("pass_total", text));
-        self.block.report(meter, totals.block, |text| name("block_total", text));
         self.complete.report(meter, totals.complete, |text| name("complete_total", text));
         self.error.report(meter, totals.error, |text| name("error_total", text));
     }
@@ -393,10 +396,9 @@ impl Series {
     fn take_unreported(&mut self, totals: &MetricBucket) -> MetricBucket {
         MetricBucket {
             pass: self.pass.take_unreported(totals.pass),
-            block: self.block.take_unreported(totals.block),
             complete: self.complete.take_unreported(totals.complete),
             error: self.error.take_unreported(totals.error),
-            rt_ms: 0,
+            ..MetricBucket::default()
         }
     }
 }

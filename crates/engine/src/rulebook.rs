@@ -7,8 +7,7 @@ use alloc::{rc::Rc, string::String, vec::Vec};
 
 use hashbrown::HashTable;
 use sentinel_core::{
-    block::BlockType, config::Settings, lease::Lease, ledger::RateTerms, rule::Rule,
-    window::WindowShape,
+    config::Settings, lease::Lease, ledger::RateTerms, rule::Rule, window::WindowShape,
 };
 use sentinel_wire::{
     DecodeError,
@@ -277,14 +276,19 @@ impl RuleState {
         if !self.has_series {
             return self.total.take_unreported(self.blocked);
         }
-        let counter = if self.rule.common().shadow { "shadow_block_total" } else { "block_total" };
-        let type_name = BlockType::FlowControl.name();
+        let counter =
+            if self.rule.common().shadow { FLOW_SHADOW_BLOCK_TOTAL } else { FLOW_BLOCK_TOTAL };
         let rule = &self.rule;
-        self.total
-            .report(meter, self.blocked, |text| of_rule(rule.id(), Some(type_name), counter, text));
+        self.total.report(meter, self.blocked, |text| {
+            of_rule(rule.resource(), rule.id(), counter, text);
+        });
         0
     }
 }
+
+/// The last segments of a flow rule's counters: `FlowControl` is its [`BlockType`](sentinel_core::block::BlockType).
+pub(crate) const FLOW_BLOCK_TOTAL: &str = "type.FlowControl.block_total";
+const FLOW_SHADOW_BLOCK_TOTAL: &str = "type.FlowControl.shadow_block_total";
 
 /// A rule set's error as a log line.
 pub(crate) fn refusal(error: DecodeError) -> String {

@@ -2,9 +2,10 @@
 //!
 //! Envoy's statistics belong to the process: what each worker adds to a counter is in the sum, whichever
 //! VM dies and whether there is a service or not. So totals are counted by the workers themselves. A
-//! total is shown three ways, each of them complete: for the proxy (`sentinel.pass_total`), by resource
-//! (`sentinel.resource.<r>.pass_total`, the resource `other` included) and, for refusals, by rule
-//! (`sentinel.rule.<id>.type.<t>.block_total`).
+//! total is shown twice: for the proxy (`sentinel.pass_total`), and split into what it is made of: by
+//! resource (`sentinel.resource.<r>.pass_total`, the resource `other` included), and refusals by
+//! resource, rule and type (`sentinel.resource.<r>.rule.<id>.type.<t>.block_total`). The parts add up to
+//! the whole; none is a sum of others, so that nothing counts twice in PromQL.
 
 use alloc::string::String;
 
@@ -102,15 +103,10 @@ pub(crate) fn of_resource(name: &str, what: &str, text: &mut String) {
     text.push_str(what);
 }
 
-/// Appends `rule.<id>.[type.<block type>.]<what>`.
-pub(crate) fn of_rule(id: &str, block_type: Option<&str>, what: &str, text: &mut String) {
-    text.push_str("rule.");
+/// Appends `resource.<name>.rule.<id>.<what>`.
+pub(crate) fn of_rule(resource: &str, id: &str, what: &str, text: &mut String) {
+    of_resource(resource, "rule.", text);
     metric_segment(id.as_bytes(), text);
     text.push('.');
-    if let Some(block_type) = block_type {
-        text.push_str("type.");
-        text.push_str(block_type);
-        text.push('.');
-    }
     text.push_str(what);
 }

@@ -5,7 +5,7 @@
 //! go back, counts go to Envoy's statistics and in frames to the service, a new rule set is compiled and
 //! taken up, and once a second the worker shows that it lives and looks whether the service does.
 
-use alloc::{rc::Rc, vec::Vec};
+use alloc::{rc::Rc, string::String, vec::Vec};
 
 use sentinel_core::{
     block::BlockType,
@@ -28,8 +28,8 @@ use crate::{
     host::{Host, HostError, Meter, Queue, Signal},
     nodes::{Nodes, OTHER_NODE},
     rulebook::{self, RuleBook, Upcoming},
-    shared::Shared,
-    telemetry::{Metric, OTHER, Total, of_rule},
+    shared::{Shared, Then},
+    telemetry::{Metric, OTHER, Total, of_resource, of_rule},
 };
 
 /// How often a worker shows that it lives, and sends frames of resources that no rule of the service
@@ -64,6 +64,8 @@ pub struct Worker {
     over: u64,
     /// Refusals by rules that have no series of their own.
     other_rules_blocked: u64,
+    /// Refusals because there is no rule set yet.
+    blocked_before_rules: u64,
     housekeeping_at: Nanos,
     service: ServiceView,
     frame: Vec<u8>,
@@ -123,6 +125,7 @@ struct Meters {
     frames: Total,
     over: Total,
     other_rules: Total,
+    before_rules: Total,
     workers: Metric,
     rules_version: Metric,
     service_missing: Metric,
@@ -159,6 +162,7 @@ impl Worker {
             census: Census::ALONE,
             over: 0,
             other_rules_blocked: 0,
+            blocked_before_rules: 0,
             housekeeping_at: now,
             service: ServiceView {
                 instance: None,
@@ -204,6 +208,7 @@ impl Worker {
                 && self.before_first_rules(before_first_rules) == BeforeFirstRules::Block
             {
                 self.nodes.block(OTHER_NODE, batch);
+                self.blocked_before_rules = self.blocked_before_rules.saturating_add(batch);
                 return Verdict::Blocked(Blocked {
                     block_type: BlockType::System,
                     rule: None,
@@ -246,6 +251,7 @@ impl Worker {
         let mut busy = self.upcoming.is_some() || self.nodes.has_news();
         busy |= self.tick_rules(host, now);
         self.nodes.report(host);
+        self.report_other_blocks(host);
         if now >= self.housekeeping_at {
             self.keep_house(host, now);
         }
@@ -343,13 +349,20 @@ impl Worker {
             state.active
         });
         self.active = active;
-        let (total, blocked) = (&mut self.meters.other_rules, self.other_rules_blocked);
-        if blocked > 0 {
-            let type_name = BlockType::FlowControl.name();
-            total
-                .report(host, blocked, |text| of_rule(OTHER, Some(type_name), "block_total", text));
-        }
         !self.active.is_empty()
+    }
+
+    /// Refusals that no rule of its own name shows.
+    fn report_other_blocks<H: Host + Meter>(&mut self, host: &mut H) {
+        let meters = &mut self.meters;
+        if self.other_rules_blocked > 0 {
+            let name = |text: &mut String| of_rule(OTHER, OTHER, rulebook::FLOW_BLOCK_TOTAL, text);
+            meters.other_rules.report(host, self.other_rules_blocked, name);
+        }
+        if self.blocked_before_rules > 0 {
+            let name = |text: &mut String| of_resource(OTHER, "type.System.block_total", text);
+            meters.before_rules.report(host, self.blocked_before_rules, name);
+        }
     }
 
     /// Looks whether a newer rule set is published, and compiles a slice of it.
@@ -452,7 +465,7 @@ impl Worker {
         };
         let view = &mut self.service;
         let missing = beat.is_none() && self.book.version == 0;
-        if missing && !view.missing {
+        if missing && !view.missing && first_to_miss(host, &mut self.shared) {
             log::warn!(
                 "no service: no rule set has been published, so {}; is envoy.bootstrap.wasm configured with the same vm_id?",
                 match self.book.settings.before_first_rules {
@@ -479,7 +492,7 @@ impl Worker {
         if silent != view.silent && !missing {
             if silent {
                 log::warn!(
-                    "the service has been silent for {} ms: token rules stay exact, frames wait",
+                    "no heartbeat of the service for {} ms: token rules stay exact, frames wait",
                     now.since(view.heartbeat).as_millis()
                 );
             } else {
@@ -552,4 +565,14 @@ impl Worker {
         let age_ms = now.since(self.service.heartbeat).as_millis();
         meters.heartbeat_age.set(host, age_ms, |text| text.push_str("service_heartbeat_age_ms"));
     }
+}
+
+/// Whether nobody in this process has said yet that there is no service.
+fn first_to_miss<H: Host>(host: &mut H, shared: &mut Shared) -> bool {
+    let said = shared.update(host, Key::Missing, |found, written| {
+        written.clear();
+        written.push(1);
+        (if found.is_some() { Then::Keep } else { Then::Write }, found.is_none())
+    });
+    said.is_ok_and(|said| said.result)
 }

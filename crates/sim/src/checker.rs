@@ -87,7 +87,7 @@ impl Checker {
                 let ledger = ledger::decode(&write.value).map_err(|error| error.to_string())?;
                 self.ledger_written(slot, ledger)?;
             }
-            Key::Workers | Key::Service | Key::Signal(_) => {}
+            Key::Workers | Key::Service | Key::Missing | Key::Signal(_) => {}
         }
         Ok(())
     }

@@ -138,7 +138,7 @@ impl Host for SimHost<'_> {
             }
             // A request that takes up rules starts again, by the time at which it came.
             Key::Rules => self.seen.ledgers.clear(),
-            Key::Seeds | Key::Workers | Key::Service | Key::Signal(_) => {}
+            Key::Seeds | Key::Workers | Key::Service | Key::Missing | Key::Signal(_) => {}
         }
         Ok(cas)
     }

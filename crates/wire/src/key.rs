@@ -17,6 +17,8 @@ pub enum Key {
     Service,
     /// The rule set in force.
     Rules,
+    /// There as soon as a worker has said that there is no service, so that it is said once.
+    Missing,
     /// The ledger in this slot.
     Ledger(u32),
     /// A signal's fallback where Envoy's statistics are switched off.
@@ -35,6 +37,7 @@ impl Key {
             Self::Workers => name.write_str("sentinel/workers"),
             Self::Service => name.write_str("sentinel/service"),
             Self::Rules => name.write_str("sentinel/rules"),
+            Self::Missing => name.write_str("sentinel/missing"),
             Self::Ledger(slot) => write!(name, "sentinel/l/{slot}"),
             Self::Signal(signal) => write!(name, "sentinel/s/{signal}"),
         };

@@ -75,7 +75,7 @@ fn ten_thousand_paths_share_one_series_and_little_memory() {
 #[test]
 fn a_megabyte_of_good_rules_is_taken() {
     let mut rules: Vec<Value> = (0..8999)
-        .map(|number| json!({"id": format!("rule-{number}"), "resource": format!("GET:/resource/with/a/rather/long/name/{number}"), "threshold": 10}))
+        .map(|number| json!({"id": format!("rule-{number}"), "resource": format!("GET:/resource/with/a/rather/long/name/of/its/own/that/goes/on/{number}"), "threshold": 10}))
         .collect();
     rules.push(yaml("{id: none, resource: 'GET:/none', threshold: 0}"));
     let service = json!({"rules": [rules::flow_rules(&rules)]}).to_string();

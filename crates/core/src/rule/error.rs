@@ -233,9 +233,9 @@ impl fmt::Display for Reason {
         match self {
             Self::Missing => f.write_str("is missing"),
             Self::Mismatch { found, allowed } => write!(f, "is {found}, but must be {allowed}"),
-            Self::Unknown { near: None } => f.write_str("is not a field of this"),
+            Self::Unknown { near: None } => f.write_str("is an unknown field"),
             Self::Unknown { near: Some(near) } => {
-                write!(f, "is not a field of this; did you mean `{near}`?")
+                write!(f, "is an unknown field; did you mean `{near}`?")
             }
             Self::NotRun { found: None } => f.write_str("is not run by this version"),
             Self::NotRun { found: Some(found) } => {

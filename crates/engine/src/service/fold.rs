@@ -170,7 +170,7 @@ impl Fold {
                 .pass_qps
                 .set(meter, last.pass / GAUGE_SECONDS, |text| of_resource(name, "pass_qps", text));
             gauges.block_qps.set(meter, last.block / GAUGE_SECONDS, |text| {
-                of_resource(name, "block_qps", text)
+                of_resource(name, "block_qps", text);
             });
             gauges
                 .rt_avg_ms

@@ -26,8 +26,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Publication {
     version: u64,
-    /// Gauges of all rules that ever were, so that one that is gone shows 0.
-    thresholds: Table<String, Metric>,
+    /// Gauges of all rules that ever were, by resource and id, so that one that is gone shows 0.
+    thresholds: Table<(String, String), Metric>,
 }
 
 impl Publication {
@@ -99,21 +99,22 @@ impl Publication {
     }
 
     fn show_thresholds<M: Meter>(&mut self, meter: &mut M, config: &ServiceConfig) {
-        for (id, gauge) in self.thresholds.iter_mut() {
-            gauge.set(meter, 0, |text| of_rule(id, None, "threshold", text));
+        for ((resource, id), gauge) in self.thresholds.iter_mut() {
+            gauge.set(meter, 0, |text| of_rule(resource, id, "threshold", text));
         }
         let bound = usize::try_from(config.series_max).unwrap_or(usize::MAX);
         for rule in &config.rules {
             let Rule::Flow(flow) = rule;
-            if self.thresholds.len() >= bound && self.thresholds.get(&flow.id).is_none() {
+            let of = (flow.resource.clone(), flow.id.clone());
+            if self.thresholds.len() >= bound && self.thresholds.get(&of).is_none() {
                 continue;
             }
-            let Some(gauge) = self.thresholds.get_or_insert_with(flow.id.clone(), Metric::default)
-            else {
+            let Some(gauge) = self.thresholds.get_or_insert_with(of, Metric::default) else {
                 continue;
             };
+            let (resource, id) = (&flow.resource, &flow.id);
             gauge.set(meter, whole_tokens(flow.threshold), |text| {
-                of_rule(&flow.id, None, "threshold", text)
+                of_rule(resource, id, "threshold", text);
             });
         }
     }
