@@ -243,9 +243,9 @@ beforeFirstRules: wait
                 configuration:3:22: `resource.templates[1]` is "/a/{b}.c", in which a brace is only part of a segment, but must be a path such as /users/{id}
                 configuration:3:34: `resource.templates[2]` is 7, but must be text
                 configuration:4:9: `resource.name` is not run by this version
-                configuration:5:1: `orgin` is not a field of this; did you mean `origin`?
+                configuration:5:1: `orgin` is an unknown field; did you mean `origin`?
                 configuration:6:9: `origin.header` is missing
-                configuration:6:10: `origin.headers` is not a field of this; did you mean `header`?
+                configuration:6:10: `origin.headers` is an unknown field; did you mean `header`?
                 configuration:7:8: `args[0]` is "header:", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
                 configuration:7:19: `args[1]` is "path_segment:0", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
                 configuration:7:37: `args[2]` is "body:x", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
@@ -279,11 +279,11 @@ settings: {flushMs: 0, refreshms: 10, rulesMax: many, decisionsTtlMs: 2000.5}
                 configuration:2:77: document 1 (FlowRules): rules[0] (a): `threshold` is -1, but must be 0 or more
                 configuration:3:10: `sources` is not run by this version
                 configuration:4:23: `metrics.resources[0]` is 0 bytes long, but must be 1 to 256 (nameBytesMax)
-                configuration:4:36: `metrics.series` is not a field of this
+                configuration:4:36: `metrics.series` is an unknown field
                 configuration:4:58: `metrics.seriesMax` is 1, but must be a whole number from 100 to 1000000
                 configuration:5:13: `envoyStats` is not run by this version
                 configuration:6:21: `settings.flushMs` is 0, but must be a whole number from 5 to 1000
-                configuration:6:24: `settings.refreshms` is not a field of this; did you mean `refreshMs`?
+                configuration:6:24: `settings.refreshms` is an unknown field; did you mean `refreshMs`?
                 configuration:6:49: `settings.rulesMax` is "many", but must be a whole number from 1 to 100000
                 configuration:6:71: `settings.decisionsTtlMs` is 2000.5, but must be a whole number from 1500 to 3600000"#]],
         );
@@ -291,17 +291,17 @@ settings: {flushMs: 0, refreshms: 10, rulesMax: many, decisionsTtlMs: 2000.5}
         check_service(
             &as_struct(yaml),
             &expect![[r#"
-            configuration: `settings.refreshms` is not a field of this; did you mean `refreshMs`?
-            configuration: `settings.decisionsTtlMs` is 2000.5, but must be a whole number from 1500 to 3600000
-            configuration: `settings.flushMs` is 0, but must be a whole number from 5 to 1000
-            configuration: `settings.rulesMax` is "many", but must be a whole number from 1 to 100000
-            configuration: `sources` is not run by this version
-            configuration: `envoyStats` is not run by this version
-            configuration: `metrics.series` is not a field of this
-            configuration: `metrics.resources[0]` is 0 bytes long, but must be 1 to 256 (nameBytesMax)
-            configuration: `metrics.seriesMax` is 1, but must be a whole number from 100 to 1000000
-            configuration: document 1 (FlowRules): `apiVersion` is "v1", but must be datasource.sentinel.io/v1alpha1
-            configuration: document 1 (FlowRules): rules[0] (a): `threshold` is -1, but must be 0 or more"#]],
+                configuration: `settings.refreshms` is an unknown field; did you mean `refreshMs`?
+                configuration: `settings.decisionsTtlMs` is 2000.5, but must be a whole number from 1500 to 3600000
+                configuration: `settings.flushMs` is 0, but must be a whole number from 5 to 1000
+                configuration: `settings.rulesMax` is "many", but must be a whole number from 1 to 100000
+                configuration: `sources` is not run by this version
+                configuration: `envoyStats` is not run by this version
+                configuration: `metrics.series` is an unknown field
+                configuration: `metrics.resources[0]` is 0 bytes long, but must be 1 to 256 (nameBytesMax)
+                configuration: `metrics.seriesMax` is 1, but must be a whole number from 100 to 1000000
+                configuration: document 1 (FlowRules): `apiVersion` is "v1", but must be datasource.sentinel.io/v1alpha1
+                configuration: document 1 (FlowRules): rules[0] (a): `threshold` is -1, but must be 0 or more"#]],
         );
     }
 
