@@ -183,7 +183,6 @@ fn compiled_bytes(bytes: &[u8]) -> u64 {
         .filter(|payload| !matches!(payload, Payload::CustomSection(_)))
         .filter_map(|payload| payload.as_section())
         .map(|(_, range)| range.end.saturating_sub(range.start))
-        .map(|bytes| u64::try_from(bytes).unwrap_or(u64::MAX))
         .sum()
 }
 

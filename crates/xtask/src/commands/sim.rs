@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// If the machine has no randomness for a first seed.
 pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
-    let runs = arguments.runs.unwrap_or(if arguments.seed.is_some() { 1 } else { RUNS });
+    let runs = arguments.runs.unwrap_or_else(|| if arguments.seed.is_some() { 1 } else { RUNS });
     let seed = match arguments.seed {
         Some(seed) => seed,
         None => fresh_seed()?,
