@@ -37,7 +37,9 @@ impl HttpContext for Request {
         let listener = &self.listener;
         let config = &listener.config;
         #[cfg(feature = "faults")]
-        crate::faults::obey();
+        if crate::faults::obey() {
+            return Action::Pause;
+        }
         vm::with(|vm| {
             let mut name = core::mem::take(&mut vm.name);
             write_name(&config.resource, &mut name);

@@ -6,6 +6,7 @@
 
 mod configuration;
 mod exact;
+mod host_contract;
 mod input;
 mod metrics;
 mod naming;
