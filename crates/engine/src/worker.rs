@@ -373,6 +373,21 @@ impl Worker {
                 self.load_rules(host);
             }
         }
+        self.compile_slice(host);
+    }
+
+    /// Takes up what is published, whatever it takes: before the first request, and when a ledger says
+    /// that this worker is behind.
+    fn take_up_now<H: Host + Meter>(&mut self, host: &mut H) {
+        self.load_rules(host);
+        while self.upcoming.is_some() {
+            self.compile_slice(host);
+        }
+    }
+
+    /// Compiles a slice of the upcoming rule set, and takes it up after the last one. One that cannot be
+    /// read is given up: the set in force stays.
+    fn compile_slice<H: Host + Meter>(&mut self, host: &mut H) {
         let Some(upcoming) = &mut self.upcoming else { return };
         match upcoming.compile_slice() {
             Ok(false) => {}
@@ -380,22 +395,6 @@ impl Worker {
             Err(error) => {
                 self.upcoming = None;
                 log::error!("{}", rulebook::refusal(error));
-            }
-        }
-    }
-
-    /// Takes up what is published, whatever it takes: before the first request, and when a ledger says
-    /// that this worker is behind.
-    fn take_up_now<H: Host + Meter>(&mut self, host: &mut H) {
-        self.load_rules(host);
-        while let Some(upcoming) = &mut self.upcoming {
-            match upcoming.compile_slice() {
-                Ok(false) => {}
-                Ok(true) => self.take_up(host),
-                Err(error) => {
-                    self.upcoming = None;
-                    log::error!("{}", rulebook::refusal(error));
-                }
             }
         }
     }
