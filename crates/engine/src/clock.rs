@@ -29,7 +29,7 @@ impl Clock {
         let (low, high) = hash_key.split_at_mut(8);
         low.copy_from_slice(&host.random().to_le_bytes());
         high.copy_from_slice(&host.random().to_le_bytes());
-        let own = Seeds { t0_ns: host.wall_ns().saturating_sub(host.monotonic_ns()), hash_key };
+        let own = Seeds { t0_ns: measure_t0(host), hash_key };
 
         let agreed = shared.update(host, Key::Seeds, |found, written| {
             match found.map(Seeds::decode) {
@@ -57,3 +57,18 @@ impl Clock {
         hasher.finish()
     }
 }
+
+/// Wall time minus monotonic time. A thread can lose the processor between two reads, and then buckets would
+/// begin that much beside the wall clock's full seconds: of a few tries the one with the smallest gap counts.
+fn measure_t0<H: Host>(host: &mut H) -> u64 {
+    let mut best = (u64::MAX, 0);
+    for _ in 0..TRIES {
+        let before = host.monotonic_ns();
+        let wall = host.wall_ns();
+        let gap = host.monotonic_ns().saturating_sub(before);
+        best = best.min((gap, wall.saturating_sub(before).saturating_sub(gap / 2)));
+    }
+    best.1
+}
+
+const TRIES: u32 = 16;
