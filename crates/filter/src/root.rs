@@ -31,10 +31,12 @@ impl FilterRoot {
     }
 }
 
-impl Context for FilterRoot {
-    fn on_done(&mut self) -> bool {
+impl Context for FilterRoot {}
+
+/// Envoy has let go of the root. (`proxy_on_done` says so too, but then also for every stream.)
+impl Drop for FilterRoot {
+    fn drop(&mut self) {
         vm::with(|vm| vm.leave(self.listener.root));
-        true
     }
 }
 
