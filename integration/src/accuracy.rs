@@ -120,13 +120,13 @@ impl Flood {
         Ok(self.limits.iter().map(outcome).collect())
     }
 
-    /// Runs it again, twice at most, where the machine was too busy to offer each limit more than it allows.
+    /// Runs it again, a few times at most, where the machine was too busy to offer each limit more than it allows.
     ///
     /// # Errors
     ///
     /// As [`run`](Self::run), and when the machine stays too busy.
     pub fn run_saturated(&self, binary: &Path, dist: &Path) -> Result<Vec<Outcome>> {
-        for _ in 0..3 {
+        for _ in 0..TRIES {
             let outcomes = self.run(binary, dist)?;
             // What was exceeded was exceeded, however busy the machine.
             if outcomes.iter().all(|outcome| outcome.saturated || !outcome.never_over()) {
@@ -148,7 +148,8 @@ pub struct Outcome {
     limit: Allowance,
     /// Requests a second for this limit.
     offered: u64,
-    /// Whether in every full window more was asked for than allowed, and there was one; else nothing can be said about 99 %.
+    /// Whether in every full window at least as much was asked for as is allowed, and there was one; else nothing can be
+    /// said about 99 %.
     pub saturated: bool,
     /// Whether each request was answered, with 200 or a rule's refusal.
     pub answered: bool,
@@ -165,16 +166,15 @@ impl Outcome {
         arrived: &[Arrival],
     ) -> Self {
         let seen = report.asks.get(name).cloned().unwrap_or_default();
-        let asked: Vec<_> =
-            seen.sent_ns.iter().map(|at| Arrival { sent_ns: *at, arrived_ns: *at }).collect();
-        let least_asked = limit.shape().count(&asked, report.span_ns.clone()).least();
+        let threshold = u64::from(limit.threshold);
+        let demand = limit.shape().demand(&seen.answered, report.span_ns.clone(), threshold);
         let span_ms = (report.span_ns.end - report.span_ns.start) / 1_000_000;
         Self {
             workers: flood.workers,
             connections: flood.connections,
             limit,
             offered: (seen.sent() * 1000).checked_div(span_ms).unwrap_or(0),
-            saturated: least_asked.is_some_and(|asked| asked > u64::from(limit.threshold)),
+            saturated: demand.is_some_and(|demand| demand >= threshold),
             answered: seen.status(200) + seen.refused() == seen.sent(),
             windows: limit.shape().count(arrived, report.span_ns.clone()),
         }
@@ -299,4 +299,5 @@ pub fn table(outcomes: &[Outcome]) -> Table {
     table
 }
 
+const TRIES: u32 = 5;
 const BEFORE_BUCKET: Duration = Duration::from_millis(300);

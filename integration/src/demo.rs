@@ -193,15 +193,13 @@ impl<'a> Verdict<'a> {
         let shape = Shape::of(limit.stat_interval_ms);
         let arrived = arrivals.get(&limit.resource).map_or(&[][..], Vec::as_slice);
         let windows = shape.count(arrived, report.span_ns.clone());
-        let sent = report.asks.get(&limit.resource).map_or(&[][..], |seen| &seen.sent_ns);
-        let asked: Vec<_> =
-            sent.iter().map(|at| Arrival { sent_ns: *at, arrived_ns: *at }).collect();
-        let asked_for = shape.count(&asked, report.span_ns.clone()).least();
+        let answered = report.asks.get(&limit.resource).map_or(&[][..], |seen| &seen.answered);
+        let demand = shape.demand(answered, report.span_ns.clone(), limit.requests());
         let tightest = all
             .iter()
             .filter(|other| other.resource == limit.resource)
             .all(|other| per_second(limit) <= per_second(other));
-        let saturated = tightest && asked_for.is_some_and(|asked| asked > limit.requests());
+        let saturated = tightest && demand.is_some_and(|demand| demand >= limit.requests());
         let used = saturated.then(|| windows.hardly_under(limit.requests()));
         Self { limit, held: windows.never_over(limit.requests()), windows, used }
     }

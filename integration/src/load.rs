@@ -28,6 +28,7 @@ use tokio::task::LocalSet;
 
 use crate::clock;
 use crate::upstream::SENT_AT;
+use crate::windows::Arrival;
 
 /// One kind of request in the mix.
 #[derive(Clone, Debug)]
@@ -111,6 +112,8 @@ pub struct Plan {
 pub struct Seen {
     /// When each was sent, wall clock, nanoseconds, in order.
     pub sent_ns: Vec<u64>,
+    /// When each that was answered was sent, and when the answer arrived: in between, Envoy decided.
+    pub answered: Vec<Arrival>,
     /// Answers by HTTP status.
     pub by_status: BTreeMap<u16, u64>,
     /// Refusals by the rule that the `x-sentinel-rule` header names.
@@ -388,6 +391,7 @@ async fn client(shared: Rc<Shared>, server: SocketAddr, sender: SendRequest<Empt
         .await;
         match asked.unwrap_or_else(|_| Err(anyhow!("no answer within {ANSWER_PATIENCE:?}"))) {
             Ok((status, rule)) => shared.note(kind, |seen| {
+                seen.answered.push(Arrival { sent_ns, arrived_ns: clock::wall_nanos() });
                 *seen.by_status.entry(status).or_default() += 1;
                 if let Some(rule) = rule {
                     *seen.by_rule.entry(rule).or_default() += 1;

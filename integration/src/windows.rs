@@ -101,6 +101,31 @@ impl Shape {
         Windows { shape: self, counts }
     }
 
+    /// The least that a limiter of `threshold` without any fault could have admitted in a full window of `flood`, had it
+    /// decided just the requests that were sent and answered within one bucket (`answered`). Below the threshold, the
+    /// machine was too busy to ask for more than is allowed, and nothing can be said about 99 %. `None`: no window was full.
+    #[must_use]
+    pub fn demand(self, answered: &[Arrival], flood: Range<u64>, threshold: u64) -> Option<u64> {
+        let mut decided: BTreeMap<u64, u64> = BTreeMap::new();
+        for request in answered {
+            let bucket = request.sent_ns / self.bucket_ns;
+            if bucket == request.arrived_ns / self.bucket_ns {
+                *decided.entry(bucket).or_default() += 1;
+            }
+        }
+        let (first, last) = (flood.start / self.bucket_ns, flood.end / self.bucket_ns);
+        let mut admitted: BTreeMap<u64, u64> = BTreeMap::new();
+        let window = |admitted: &BTreeMap<u64, u64>, end: u64| -> u64 {
+            admitted.range(end.saturating_sub(self.buckets)..end).map(|(_, count)| count).sum()
+        };
+        for bucket in first..=last {
+            let room = threshold.saturating_sub(window(&admitted, bucket + 1));
+            admitted.insert(bucket, decided.get(&bucket).copied().unwrap_or(0).min(room));
+        }
+        let full = (flood.start.div_ceil(self.bucket_ns) + self.buckets)..=last;
+        full.map(|end| window(&admitted, end)).min()
+    }
+
     /// The first window that contains the moment.
     fn first_window_of(self, at_ns: u64) -> u64 {
         (at_ns / self.bucket_ns + 1).saturating_sub(self.buckets)
@@ -233,6 +258,21 @@ mod tests {
     fn shape_in_ms(stat_interval_ms: u64) -> (u64, u64) {
         let shape = Shape::of(stat_interval_ms);
         (shape.buckets, shape.bucket_ns / MS)
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_for_a_bucket_asked_for_less_than_is_allowed() {
+        let shape = Shape::of(1000);
+        let every =
+            |from_ms: u64, to_ms: u64| (from_ms..to_ms).step_by(10).map(|ms| at(ms, ms + 1));
+        let busy: Vec<_> = every(0, 3000).collect();
+        assert_eq!(shape.demand(&busy, 0..3000 * MS, 40), Some(40));
+
+        // What was sent at 1 s was answered at 1.6 s: in between nothing was decided.
+        let stalled: Vec<_> =
+            every(0, 1000).chain([at(1000, 1600)]).chain(every(1600, 3000)).collect();
+        assert_eq!(shape.demand(&stalled, 0..3000 * MS, 40), Some(0));
+        assert_eq!(shape.demand(&busy, 0..900 * MS, 40), None);
     }
 
     #[test]
