@@ -165,7 +165,8 @@ fn remove_sentinel(root: &mut Value) -> Result<()> {
     Ok(())
 }
 
-fn at<'a>(root: &'a mut Value, place: &str) -> Result<&'a mut Value> {
+/// The value at a place of the configuration, to be replaced.
+pub(crate) fn at<'a>(root: &'a mut Value, place: &str) -> Result<&'a mut Value> {
     root.pointer_mut(place)
         .with_context(|| format!("envoy/envoy.yaml has no {place}, which a run must replace"))
 }
@@ -177,7 +178,8 @@ fn remove(root: &mut Value, field: &str) {
 }
 
 const SHIPPED: &str = include_str!("../../envoy/envoy.yaml");
-const CONNECTION_MANAGER: &str =
+/// Where the connection manager's configuration stands in the whole.
+pub(crate) const CONNECTION_MANAGER: &str =
     "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 
 #[cfg(test)]

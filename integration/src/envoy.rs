@@ -36,10 +36,18 @@ impl Envoy {
     /// When it cannot be started, exits (with the last lines it printed: a refused configuration says there what is wrong) or is not
     /// ready within half a minute.
     pub fn start(binary: &Path, workers: u32, bootstrap: &Bootstrap) -> Result<Self> {
+        Self::start_with(binary, workers, &bootstrap.render()?)
+    }
+
+    /// As [`start`](Self::start), with a whole configuration as text (JSON or YAML).
+    ///
+    /// # Errors
+    ///
+    /// As `start`.
+    pub fn start_with(binary: &Path, workers: u32, bootstrap: &str) -> Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory for Envoy's files")?;
         let configuration = directory.path().join("envoy.json");
-        fs::write(&configuration, bootstrap.render()?)
-            .context("cannot write Envoy's configuration")?;
+        fs::write(&configuration, bootstrap).context("cannot write Envoy's configuration")?;
         let log = directory.path().join("envoy.log");
         let printed = File::create(&log).context("cannot create Envoy's log")?;
         let admin_file = directory.path().join("admin");
@@ -120,6 +128,29 @@ impl Envoy {
         kilobytes
             .map(|kilobytes: u64| kilobytes * 1024)
             .with_context(|| format!("{path} names no VmRSS"))
+    }
+
+    /// The CPU time that its threads have used so far: workers, main thread, the runtime's own.
+    ///
+    /// A thread's time is up to date when it sleeps; one that is running may lack its last few milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// When the process has gone, or this is not a Linux that counts (`/proc/<pid>/task/*/schedstat`).
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let tasks = format!("/proc/{}/task", self.process.id());
+        let mut sum_ns = 0;
+        for task in fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))? {
+            let path = task.with_context(|| format!("cannot list {tasks}"))?.path();
+            let path = path.join("schedstat");
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let ran_ns: Option<u64> =
+                text.split_whitespace().next().and_then(|first| first.parse().ok());
+            sum_ns += ran_ns
+                .with_context(|| format!("{} does not begin with a number", path.display()))?;
+        }
+        Ok(Duration::from_nanos(sum_ns))
     }
 
     /// The lines it has printed so far that contain `text`.

@@ -5,13 +5,14 @@
 //! only read to be compared with them.
 //!
 //! In the order of a run: [`bootstrap`] makes Envoy's configuration out of `envoy/envoy.yaml`, [`envoy`] starts
-//! it, [`upstream`] stands behind it and [`load`] in front, [`windows`] judges. [`demo`], [`up`] and
-//! [`accuracy`] are what the commands of the same names do.
+//! it, [`upstream`] stands behind it and [`load`] in front, [`windows`] judges. [`demo`], [`up`],
+//! [`accuracy`] and [`cost`] are what the commands of the same names do.
 
 pub mod accuracy;
 pub mod bootstrap;
 pub mod client;
 pub mod clock;
+pub mod cost;
 pub mod demo;
 pub mod envoy;
 pub mod load;
