@@ -32,8 +32,11 @@ pub(crate) enum Admission {
         /// When its next token is certain, if that is known.
         retry_at: Option<Nanos>,
     },
-    /// A ledger belongs to a newer rule set: take that up, then ask again.
-    Superseded,
+    /// This rule's ledger belongs to a newer rule set: take that up, then ask again.
+    Superseded {
+        /// Its place in the claim order.
+        rule: u32,
+    },
 }
 
 /// What a worker brings along to a ledger.
@@ -106,7 +109,7 @@ impl<'a, H: Host> Claims<'a, H> {
                 let refused = match self.obtain(state, batch) {
                     Obtained::InHand => continue,
                     Obtained::Refused { retry_at } => Admission::Refused { rule: index, retry_at },
-                    Obtained::Superseded => Admission::Superseded,
+                    Obtained::Superseded => Admission::Superseded { rule: index },
                 };
                 self.return_fresh(book, of);
                 return refused;

@@ -10,7 +10,7 @@ use alloc::{rc::Rc, string::String, vec::Vec};
 use sentinel_core::{
     block::BlockType,
     config::BeforeFirstRules,
-    rule::Rule,
+    rule::{OnHostFailure, Rule},
     time::{Nanos, Span},
 };
 use sentinel_wire::{
@@ -203,7 +203,7 @@ impl Worker {
         let now = self.now(host);
         let mut node = OTHER_NODE;
         let mut needs_status = false;
-        for _ in 0..ROUNDS_MAX {
+        for round in 1..=ROUNDS_MAX {
             if self.book.version == 0
                 && self.before_first_rules(before_first_rules) == BeforeFirstRules::Block
             {
@@ -229,7 +229,17 @@ impl Worker {
                     self.nodes.block(node, batch);
                     return Verdict::Blocked(self.refusal(rule, retry_at, now));
                 }
-                Admission::Superseded => self.take_up_now(host),
+                Admission::Superseded { .. } if round < ROUNDS_MAX => self.take_up_now(host),
+                // The newer rule set is announced by its ledgers and cannot be read: as if the ledger could not.
+                Admission::Superseded { rule } => {
+                    self.tally.failures = self.tally.failures.saturating_add(1);
+                    if self.answers_failure(rule) == OnHostFailure::Pass {
+                        break;
+                    }
+                    self.note_refusal(rule, batch);
+                    self.nodes.block(node, batch);
+                    return Verdict::Blocked(self.refusal(rule, None, now));
+                }
             }
         }
         self.nodes.pass(node, batch);
@@ -297,15 +307,28 @@ impl Worker {
             Claims::new(host, &mut self.shared, &mut self.tally, now, workers, may_lease);
         let admission = claims.admit(&mut self.book, rules, batch);
         self.floor = self.floor.max(claims.floor);
-        if let Admission::Refused { rule, .. } = admission
-            && let Some(state) = self.book.rule_mut(rule)
-        {
-            state.blocked = state.blocked.saturating_add(batch);
-        }
         for &index in rules {
             self.look_at_in_tick(index);
         }
+        if let Admission::Refused { rule, .. } = admission {
+            self.note_refusal(rule, batch);
+        }
         admission
+    }
+
+    fn note_refusal(&mut self, rule: u32, batch: u64) {
+        if let Some(state) = self.book.rule_mut(rule) {
+            state.blocked = state.blocked.saturating_add(batch);
+        }
+        self.look_at_in_tick(rule);
+    }
+
+    /// What a rule does where its ledger cannot be used.
+    fn answers_failure(&mut self, rule: u32) -> OnHostFailure {
+        self.book
+            .rule_mut(rule)
+            .map(|state| state.rule.common().on_host_failure)
+            .unwrap_or_default()
     }
 
     /// Puts a rule on the list of those that a tick looks at, if it has anything to do there.

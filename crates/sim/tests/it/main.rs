@@ -6,5 +6,6 @@
 )]
 
 mod contract;
+mod failure;
 mod scenarios;
 mod swarm;
