@@ -125,7 +125,11 @@ impl<'a, H: Host> Claims<'a, H> {
         }
         self.return_fresh(book, of);
         // Time outran four rounds of claims: the VM is being starved. Refusing is never over.
-        of.first().map_or(Admission::Pass, |&rule| Admission::Refused { rule, retry_at: None })
+        let refuses =
+            |index: &&u32| book.rule_mut(**index).is_some_and(|state| !state.rule.common().shadow);
+        of.iter()
+            .find(refuses)
+            .map_or(Admission::Pass, |&rule| Admission::Refused { rule, retry_at: None })
     }
 
     /// Gives `tokens` back to the rule's ledger and tells those who were refused.

@@ -323,12 +323,13 @@ impl Worker {
         self.look_at_in_tick(rule);
     }
 
-    /// What a rule does where its ledger cannot be used.
+    /// What a rule does where its ledger cannot be used. A shadow rule never blocks.
     fn answers_failure(&mut self, rule: u32) -> OnHostFailure {
-        self.book
-            .rule_mut(rule)
-            .map(|state| state.rule.common().on_host_failure)
-            .unwrap_or_default()
+        match self.book.rule_mut(rule).map(|state| state.rule.common()) {
+            Some(common) if common.shadow => OnHostFailure::Pass,
+            Some(common) => common.on_host_failure,
+            None => OnHostFailure::default(),
+        }
     }
 
     /// Puts a rule on the list of those that a tick looks at, if it has anything to do there.
