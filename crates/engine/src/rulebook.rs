@@ -20,7 +20,8 @@ use crate::{
     telemetry::{Total, of_rule},
 };
 
-/// How many rules are compiled in one slice of a tick: well under the 2 ms that a tick may take for it.
+/// How many rules are compiled in one slice of a tick, well under the 2 ms that a tick may take for it: ten
+/// thousand took a worker in Envoy 6 ms in all, the indexing at the end included, which is one piece.
 const SLICE_RULES: usize = 500;
 
 /// A slot above this is not remembered over a change of rules: its lease is dropped. Slots are allotted

@@ -21,7 +21,7 @@ pub(crate) struct Request {
 }
 
 /// gRPC statuses that count as errors: UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL,
-/// UNAVAILABLE, DATA_LOSS and their kin (semantics 0).
+/// UNAVAILABLE and DATA_LOSS.
 const GRPC_ERRORS: [u32; 6] = [2, 4, 8, 13, 14, 15];
 
 impl Request {
