@@ -24,6 +24,21 @@ pub enum BlockType {
 }
 
 impl BlockType {
+    /// All of them, in the order of [`BlockType::index`].
+    pub const ALL: [Self; 6] = [
+        Self::FlowControl,
+        Self::Isolation,
+        Self::CircuitBreaking,
+        Self::System,
+        Self::HotSpotParamFlow,
+        Self::Authority,
+    ];
+
+    /// Its place in [`BlockType::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
     /// The name that headers, bodies, logs and metrics carry.
     pub const fn name(self) -> &'static str {
         match self {

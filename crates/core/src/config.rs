@@ -13,13 +13,14 @@ use alloc::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    param::Param,
     resource::{NAME_BYTES_LIMIT, ResourceConfig, ResourceFrom, Template, TemplateError},
     rule::{
         Rule,
         compile::{Source, compile_set, is_header_name},
         error::{Reason, Refusals, Site},
         node::{Node, Value},
-        read::{Choice, Fields, Text},
+        read::{Choices, Fields, Text},
     },
 };
 
@@ -28,6 +29,9 @@ pub const SERVICE_FIELDS: &[&str] = &["rules", "sources", "metrics", "envoyStats
 
 /// The fields of the service's `metrics`.
 pub const METRICS_FIELDS: &[&str] = &["resources", "seriesMax"];
+
+/// The fields of the service's `envoyStats`.
+pub const ENVOY_STATS_FIELDS: &[&str] = &["cluster"];
 
 /// The fields of the filter's configuration.
 pub const FILTER_FIELDS: &[&str] = &[
@@ -59,6 +63,8 @@ pub struct ServiceConfig {
     pub metrics_resources: Vec<String>,
     /// The most series that may be defined ([`SERIES_MAX`]).
     pub series_max: u32,
+    /// The cluster of Envoy's own admin endpoint, where CPU and memory are asked.
+    pub envoy_stats: Option<String>,
     /// What holds for the whole proxy.
     pub settings: Settings,
 }
@@ -85,21 +91,6 @@ pub enum Origin {
     Header(String),
     /// The client's address.
     ClientIp,
-}
-
-/// What a hot-parameter rule can count by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Param {
-    /// The value of a header, by its name in lower case.
-    Header(String),
-    /// A parameter of the query string.
-    Query(String),
-    /// A cookie.
-    Cookie(String),
-    /// The client's address.
-    ClientIp,
-    /// A segment of the path; 1 is the first after the slash.
-    PathSegment(u32),
 }
 
 /// What a worker does with requests while it has never seen a rule set.
@@ -333,8 +324,16 @@ impl ServiceConfig {
             return Err(refusals);
         };
         config.settings = Settings::read(&mut fields);
-        for later in ["sources", "envoyStats"] {
-            fields.not_run(later);
+        fields.not_run("sources");
+        if let Some(mut envoy_stats) = fields.inside("envoyStats", ENVOY_STATS_FIELDS) {
+            envoy_stats.require("cluster");
+            config.envoy_stats = envoy_stats.text("cluster").map(str::to_string);
+            if config.envoy_stats.as_deref() == Some("") {
+                envoy_stats.mismatch(
+                    "cluster",
+                    "the name of a cluster that reaches Envoy's own admin endpoint",
+                );
+            }
         }
         if let Some(mut metrics) = fields.inside("metrics", METRICS_FIELDS) {
             let name_bytes_max =
@@ -406,13 +405,13 @@ impl Default for FilterConfig {
 /// What errors call the configuration that Envoy hands over.
 const SOURCE: &str = "configuration";
 
-static BEFORE_FIRST_RULES: &[Choice<BeforeFirstRules>] = &[
-    Choice::named("pass", BeforeFirstRules::Pass),
-    Choice::named("block", BeforeFirstRules::Block),
-];
+static BEFORE_FIRST_RULES: Choices = &[("pass", None), ("block", None)];
 
 fn before_first_rules(fields: &mut Fields<'_, '_>) -> Option<BeforeFirstRules> {
-    fields.choice("beforeFirstRules", BEFORE_FIRST_RULES).map(|choice| choice.value)
+    fields.choice("beforeFirstRules", BEFORE_FIRST_RULES).map(|choice| match choice {
+        "block" => BeforeFirstRules::Block,
+        _ => BeforeFirstRules::Pass,
+    })
 }
 
 fn resource_config(fields: &mut Fields<'_, '_>) -> ResourceConfig {
@@ -502,39 +501,12 @@ fn args(fields: &mut Fields<'_, '_>) -> Vec<Param> {
             Some(param) => args.push(param),
             None => {
                 let found = Node::new(Value::String(text.to_string())).describe();
-                let allowed = Param::ALLOWED.to_string();
+                let allowed = Param::FORMS.to_string();
                 fields.refuse_at(position, &field, Reason::Mismatch { found, allowed });
             }
         }
     }
     args
-}
-
-impl Param {
-    const ALLOWED: &'static str =
-        "header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip";
-
-    /// `header:x-user`, `query:user`, `cookie:sid`, `client_ip`, `path_segment:2`.
-    pub fn parse(text: &str) -> Option<Self> {
-        if text == "client_ip" {
-            return Some(Self::ClientIp);
-        }
-        let (what, name) = text.split_once(':')?;
-        match what {
-            "header" if is_header_name(name) => Some(Self::Header(name.to_ascii_lowercase())),
-            "query" if is_param_name(name) => Some(Self::Query(name.to_string())),
-            "cookie" if is_param_name(name) => Some(Self::Cookie(name.to_string())),
-            "path_segment" => {
-                let number = name.parse().ok().filter(|number| (1..=1_000).contains(number))?;
-                Some(Self::PathSegment(number))
-            }
-            _ => None,
-        }
-    }
-}
-
-fn is_param_name(name: &str) -> bool {
-    (1..=256).contains(&name.len()) && name.chars().all(|c| !c.is_control())
 }
 
 #[cfg(test)]
@@ -554,22 +526,5 @@ mod tests {
             );
         }
         assert!((SERIES_MAX.min..=SERIES_MAX.max).contains(&SERIES_MAX.default));
-    }
-
-    #[test]
-    fn a_parameter_is_named_by_where_it_is_and_what_it_is_called() {
-        assert_eq!(Param::parse("query:a:b"), Some(Param::Query("a:b".into())));
-        assert_eq!(Param::parse("path_segment:1"), Some(Param::PathSegment(1)));
-        for text in [
-            "",
-            "header",
-            "header:",
-            "header:a b",
-            "path_segment:0",
-            "path_segment:x",
-            "client_ip:1",
-        ] {
-            assert_eq!(Param::parse(text), None, "{text}");
-        }
     }
 }

@@ -6,7 +6,7 @@
 //! that dies, or goes quiet, takes little with it.
 
 use crate::{
-    ledger::{Claimed, Tokens},
+    ledger::rate::{Claimed, Tokens},
     time::Nanos,
     window::{BucketId, WindowShape},
 };
@@ -111,8 +111,12 @@ impl Lease {
                 let retry_at = next_chance.map(|bucket| shape.start_of(bucket));
                 self.exhausted = Some(Exhausted { bucket, need, given_back, retry_at });
             }
-            Claimed::Superseded => self.held = Tokens::default(),
         }
+    }
+
+    /// Forgets what is held: it belongs to an older occupant of the slot.
+    pub fn drop_held(&mut self) {
+        self.held = Tokens::default();
     }
 
     /// Forgets that nothing is left: the threshold has changed.

@@ -16,11 +16,18 @@ extern crate alloc;
 
 pub mod block;
 pub mod config;
+pub mod decimal;
 pub mod lease;
 pub mod ledger;
 pub mod order;
+pub mod param;
+pub mod pattern;
 pub mod resource;
 pub mod rule;
 pub mod stat;
+pub mod system;
 pub mod time;
+pub mod warm_up;
 pub mod window;
+
+mod regex;

@@ -38,6 +38,9 @@ pub struct MetricBucket {
     pub error: u64,
     /// The sum of response times, in milliseconds.
     pub rt_ms: u64,
+    /// The shortest response time, as `u64::MAX` less its milliseconds, so that nothing is 0:
+    /// [`MetricBucket::rt_min_ms`].
+    pub rt_min: u64,
 }
 
 /// Response times by size: four classes to a power of two, so that a quantile is at most a quarter over.
@@ -86,6 +89,26 @@ impl<B: Tally> LeapArray<B> {
         sum
     }
 
+    /// The last `slices` slices one by one, in no order, without those in which nothing was counted.
+    pub fn slices(&self, now: Nanos, slices: u64) -> impl Iterator<Item = &B> {
+        let current = self.slice_at(now);
+        let counts = move |stamp: &BucketId| *stamp <= current && stamp.age_at(current) < slices;
+        self.buckets.iter().filter(move |(stamp, _)| counts(stamp)).map(|(_, bucket)| bucket)
+    }
+
+    /// The place in the ring at which the slice of `now` stands, and when that slice begins.
+    pub fn place_of(&self, now: Nanos) -> (usize, Nanos) {
+        let slice = self.slice_at(now);
+        (self.index_of(slice), Nanos::new(slice.get().saturating_mul(self.bucket_ns)))
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        for (stamp, bucket) in &mut self.buckets {
+            (*stamp, *bucket) = (BucketId::new(u64::MAX), B::default());
+        }
+    }
+
     fn slice_at(&self, now: Nanos) -> BucketId {
         BucketId::new(now.get() / self.bucket_ns)
     }
@@ -100,6 +123,16 @@ impl MetricBucket {
     pub fn rt_avg_ms(&self) -> u64 {
         self.rt_ms.checked_div(self.complete).unwrap_or(0)
     }
+
+    /// The shortest response time in milliseconds; 0 if nothing has ended.
+    pub fn rt_min_ms(&self) -> u64 {
+        if self.rt_min == 0 { 0 } else { u64::MAX - self.rt_min }
+    }
+
+    /// What one completion of `rt_ms` is to [`MetricBucket::rt_min`].
+    pub fn rt_min_of(rt_ms: u64) -> u64 {
+        u64::MAX - rt_ms
+    }
 }
 
 impl Tally for MetricBucket {
@@ -109,6 +142,7 @@ impl Tally for MetricBucket {
         self.complete = self.complete.saturating_add(other.complete);
         self.error = self.error.saturating_add(other.error);
         self.rt_ms = self.rt_ms.saturating_add(other.rt_ms);
+        self.rt_min = self.rt_min.max(other.rt_min);
     }
 }
 
@@ -141,6 +175,11 @@ impl Default for RtHistogram {
     fn default() -> Self {
         Self([0; RT_CLASSES])
     }
+}
+
+/// Whether two ratios are the same but for what a division loses (sentinel-golang `util.Float64Equals`).
+pub fn same_ratio(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-8
 }
 
 /// The class that a response time falls in, below [`RT_CLASSES`].
@@ -222,6 +261,19 @@ mod tests {
         assert_eq!(histogram.quantile_ms(50), 1);
         assert_eq!(histogram.quantile_ms(99), class_end_ms(class_of(100)));
         assert_eq!(RtHistogram::default().quantile_ms(99), 0);
+    }
+
+    #[test]
+    fn a_slice_has_its_place_in_the_ring_and_begins_at_a_multiple_of_its_length() {
+        let array: LeapArray<MetricBucket> = LeapArray::new(Span::from_millis(500), 20);
+
+        assert_eq!(array.place_of(at(1_576_296_044_907)), (9, at(1_576_296_044_500)));
+    }
+
+    #[test]
+    fn ratios_are_the_same_up_to_the_eighth_decimal() {
+        assert!(same_ratio(12.0 / 15.0, 0.8));
+        assert!(!same_ratio(0.1, 0.099_999_98));
     }
 
     proptest! {

@@ -78,6 +78,47 @@ impl WindowShape {
     }
 }
 
+/// Whether a window can be read from another array instead of having one of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// It can: its length divides the array's, and its buckets are whole ones of the array.
+    Possible,
+    /// It cannot.
+    Impossible,
+    /// The window has no buckets of whole milliseconds.
+    NoWindow,
+    /// The array has none.
+    NoArray,
+}
+
+/// Whether a window of `buckets` over `interval_ms` can be read from an array of `array_buckets` over
+/// `array_interval_ms` (sentinel-golang `core/base/stat.go:CheckValidityForReuseStatistic`). Where it can, a
+/// rule without a ledger need not count for itself.
+pub const fn reuse(
+    buckets: u32,
+    interval_ms: u32,
+    array_buckets: u32,
+    array_interval_ms: u32,
+) -> Reuse {
+    let Some(bucket_ms) = divided(interval_ms, buckets) else { return Reuse::NoWindow };
+    let Some(array_bucket_ms) = divided(array_interval_ms, array_buckets) else {
+        return Reuse::NoArray;
+    };
+    if array_interval_ms.is_multiple_of(interval_ms) && bucket_ms.is_multiple_of(array_bucket_ms) {
+        Reuse::Possible
+    } else {
+        Reuse::Impossible
+    }
+}
+
+/// An interval's part, if it is a whole number of milliseconds.
+const fn divided(interval_ms: u32, parts: u32) -> Option<u32> {
+    if interval_ms == 0 || parts == 0 || !interval_ms.is_multiple_of(parts) {
+        return None;
+    }
+    Some(interval_ms / parts)
+}
+
 impl BucketId {
     /// The bucket with this index.
     pub const fn new(index: u64) -> Self {
@@ -124,6 +165,15 @@ mod tests {
         check_shape(10_500, 1, 10_500);
         check_shape(20_000, 1, 20_000);
         check_shape(u32::MAX, 1, u64::from(u32::MAX));
+    }
+
+    #[test]
+    fn a_window_is_read_from_an_array_whose_buckets_it_is_made_of() {
+        assert_eq!(reuse(2, 1_000, 20, 10_000), Reuse::Possible);
+        assert_eq!(reuse(3, 1_500, 20, 10_000), Reuse::Impossible);
+        assert_eq!(reuse(2, 1_000, 10, 10_000), Reuse::Impossible);
+        assert_eq!(reuse(3, 1_000, 20, 10_000), Reuse::NoWindow);
+        assert_eq!(reuse(2, 1_000, 0, 10_000), Reuse::NoArray);
     }
 
     #[test]

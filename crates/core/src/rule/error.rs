@@ -71,10 +71,7 @@ pub enum Reason {
         near: Option<&'static str>,
     },
     /// Known, but for a later version.
-    NotRun {
-        /// The value, where not the field itself but this value of it is meant.
-        found: Option<String>,
-    },
+    NotRun,
     /// Another rule has the same id.
     IdTaken {
         /// The other rule.
@@ -237,10 +234,7 @@ impl fmt::Display for Reason {
             Self::Unknown { near: Some(near) } => {
                 write!(f, "is an unknown field; did you mean `{near}`?")
             }
-            Self::NotRun { found: None } => f.write_str("is not run by this version"),
-            Self::NotRun { found: Some(found) } => {
-                write!(f, "is {found}, which is not run by this version")
-            }
+            Self::NotRun => f.write_str("is not run by this version"),
             Self::IdTaken { by } => write!(f, "is also the id of {by}; ids must differ"),
             Self::CountsTheSame { by } => {
                 write!(f, "is missing: the rule counts the same as {by}; give both an `id`")

@@ -11,7 +11,7 @@ use alloc::{
 };
 use core::fmt;
 
-use crate::order::order_of;
+use crate::{decimal, order::order_of};
 
 /// How deep lists and maps may stand in each other. A rule document needs seven levels; a deeper one is
 /// refused, since it is read by functions that call themselves.
@@ -24,6 +24,9 @@ pub const NODES_MAX: usize = 1_000_000;
 /// The largest number up to which a double holds every whole number, 2⁵³: the numbers of JSON and Struct
 /// are doubles.
 pub const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// [`WHOLE_MAX`] as a whole number.
+pub const WHOLE_MOST: i64 = 1 << 53;
 
 /// A value of a document and where it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,8 +94,7 @@ impl Node {
             Value::Null => "nothing".to_string(),
             Value::Bool(flag) => flag.to_string(),
             Value::Int(number) => number.to_string(),
-            // The debug form, since the other one writes 1e300 with all its zeros.
-            Value::Float(number) => format!("{number:?}"),
+            Value::Float(number) => decimal::text(*number),
             Value::String(text) => format!("\"{}\"", shorten(text)),
             Value::List(_) => "a list".to_string(),
             Value::Map(_) => "a map".to_string(),
@@ -195,6 +197,24 @@ mod tests {
             .unwrap();
         assert_eq!(map.get("a"), None);
         assert_eq!(map.get("b"), Some(&Node::new(Value::Int(1))));
+    }
+
+    #[test]
+    fn described_numbers_are_found_again() {
+        for (number, text) in [
+            (0.5, "0.5"),
+            (-2000.5, "-2000.5"),
+            (1e300, "1e300"),
+            (-1.5e-300, "-1.5e-300"),
+            (5e-324, "5e-324"),
+            (f64::MAX, "1.7976931348623157e308"),
+            (999_999.999_999_9, "999999.9999999"),
+            (0.1 + 0.2, "0.30000000000000004"),
+            (f64::NEG_INFINITY, "-inf"),
+            (f64::NAN, "nan"),
+        ] {
+            assert_eq!(Node::new(Value::Float(number)).describe(), text);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use core::ops::RangeInclusive;
 
 use crate::rule::{
     error::{Reason, Refusal, Refusals, Site},
-    node::{Map, Node, Position, Value, WHOLE_MAX},
+    node::{Map, Node, Position, Value, WHOLE_MAX, WHOLE_MOST},
 };
 
 /// A map that is being read.
@@ -26,28 +26,8 @@ pub(crate) struct Fields<'a, 'r> {
     refusals: &'r mut Refusals,
 }
 
-/// One value that a field may have.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Choice<T> {
-    /// As rule documents write it.
-    pub(crate) name: &'static str,
-    /// As sentinel-golang's JSON writes it.
-    pub(crate) number: Option<i64>,
-    /// What it means.
-    pub(crate) value: T,
-}
-
-impl<T> Choice<T> {
-    /// A choice that has a name only.
-    pub(crate) const fn named(name: &'static str, value: T) -> Self {
-        Self { name, number: None, value }
-    }
-
-    /// A choice that sentinel-golang also writes as a number.
-    pub(crate) const fn numbered(name: &'static str, number: i64, value: T) -> Self {
-        Self { name, number: Some(number), value }
-    }
-}
+/// What an enum field may be: names as rule documents write them, with the numbers that Sentinel's JSON writes.
+pub(crate) type Choices = &'static [(&'static str, Option<i64>)];
 
 impl<'a, 'r> Fields<'a, 'r> {
     /// Opens `node` as a map whose fields are `known`; refuses what is no map, and each field that is
@@ -104,8 +84,27 @@ impl<'a, 'r> Fields<'a, 'r> {
     /// Refuses the field `name`, if it says anything, as one for a later version.
     pub(crate) fn not_run(&mut self, name: &str) {
         if self.node(name).is_some() {
-            self.refuse(name, Reason::NotRun { found: None });
+            self.refuse(name, Reason::NotRun);
         }
+    }
+
+    /// Refuses the field `name`, which is not as `allowed` says or is not there at all.
+    pub(crate) fn insist(&mut self, name: &str, allowed: &str) {
+        if self.node(name).is_some() {
+            self.mismatch(name, allowed);
+        } else {
+            self.refuse(name, Reason::Missing);
+        }
+    }
+
+    /// Refuses the field `name` in a sentence of its own, which follows the field's name.
+    pub(crate) fn object(&mut self, name: &str, sentence: &str) {
+        self.refuse(name, Reason::Malformed(sentence.to_string()));
+    }
+
+    /// Text that says something: empty text is as good as none.
+    pub(crate) fn some_text(&mut self, name: &str) -> Option<&'a str> {
+        self.text(name).filter(|text| !text.is_empty())
     }
 
     /// Text.
@@ -170,32 +169,39 @@ impl<'a, 'r> Fields<'a, 'r> {
         self.whole(name, range).and_then(|number| u32::try_from(number).ok())
     }
 
-    /// One of `choices`, by name or number.
-    pub(crate) fn choice<T>(
-        &mut self,
-        name: &str,
-        choices: &'static [Choice<T>],
-    ) -> Option<&'static Choice<T>> {
+    /// Any whole number that fits; 0 if there is none.
+    pub(crate) fn any_u32(&mut self, name: &str) -> u32 {
+        self.whole_u32(name, 0..=u32::MAX).unwrap_or(0)
+    }
+
+    /// A whole number of 0 or more, at most 2⁵³; 0 if there is none.
+    pub(crate) fn any_whole(&mut self, name: &str) -> u64 {
+        let number = self.whole(name, 0..=WHOLE_MOST);
+        number.and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
+    }
+
+    /// The name of one of `choices`, which may be written by name or number.
+    pub(crate) fn choice(&mut self, name: &str, choices: Choices) -> Option<&'static str> {
         let node = self.node(name)?;
+        let number = as_whole(node);
         let choice = match &node.value {
-            Value::String(text) => choices.iter().find(|choice| choice.name == text),
+            Value::String(text) => choices.iter().find(|choice| choice.0 == text),
             Value::Null
             | Value::Bool(_)
             | Value::Int(_)
             | Value::Float(_)
             | Value::List(_)
-            | Value::Map(_) => as_whole(node)
-                .and_then(|number| choices.iter().find(|choice| choice.number == Some(number))),
+            | Value::Map(_) => choices.iter().find(|choice| number.is_some() && choice.1 == number),
         };
         if choice.is_none() {
-            let names = choices.iter().map(|choice| match choice.number {
-                Some(number) => format!("{} ({number})", choice.name),
-                None => choice.name.to_string(),
+            let names = choices.iter().map(|choice| match choice.1 {
+                Some(number) => format!("{} ({number})", choice.0),
+                None => choice.0.to_string(),
             });
             let allowed = one_of(&names.collect::<Vec<_>>());
             self.mismatch(name, &allowed);
         }
-        choice
+        choice.map(|choice| choice.0)
     }
 
     /// The values of a list; none if the field is absent.
@@ -241,6 +247,28 @@ impl<'a, 'r> Fields<'a, 'r> {
             }
         }
         texts
+    }
+
+    /// The values of a list of at most `most`; none if there are more.
+    pub(crate) fn list_of(&mut self, name: &str, most: usize) -> &'a [Node] {
+        let list = self.list(name);
+        if list.len() > most {
+            self.refuse(name, Reason::TooMany { found: list.len(), most, setting: None });
+            return &[];
+        }
+        list
+    }
+
+    /// Opens the value `node` of the list `name` as a map whose fields are `known`.
+    pub(crate) fn item(
+        &mut self,
+        name: &str,
+        index: usize,
+        node: &'a Node,
+        known: &[&'static str],
+    ) -> Option<Fields<'a, '_>> {
+        let path = format!("{}{name}[{index}].", self.path);
+        Fields::open(node, &path, known, self.site, self.refusals)
     }
 
     /// Opens the field `name` as a map whose fields are `known`.
@@ -316,7 +344,7 @@ fn distance(a: &[u8], b: &[u8]) -> usize {
     row.last().copied().unwrap_or(a.len())
 }
 
-fn as_number(node: &Node) -> Option<f64> {
+pub(crate) fn as_number(node: &Node) -> Option<f64> {
     match node.value {
         #[expect(
             clippy::cast_precision_loss,
@@ -328,6 +356,6 @@ fn as_number(node: &Node) -> Option<f64> {
     }
 }
 
-fn as_whole(node: &Node) -> Option<i64> {
+pub(crate) fn as_whole(node: &Node) -> Option<i64> {
     if let Value::Int(number) = node.value { Some(number) } else { None }
 }

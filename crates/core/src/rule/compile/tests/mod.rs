@@ -1,0 +1,226 @@
+//! What documents mean and what is wrong with them, by example: JSON with bare names, so that a rule reads as one.
+
+use alloc::vec;
+
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    param::{Param, ParamMatch},
+    rule::{
+        BreakerStrategy, Common, Control, FlowRule, HotspotMetric, HotspotRule, IsolationRule,
+        ItemValue, LimitApp, MemoryMarks, Overflow, ParamPick, Response, SystemMetric, SystemRule,
+        TokenCalculate,
+        error::REFUSALS_MAX,
+        node::{Entry, Map},
+    },
+    warm_up::WarmUp,
+};
+
+mod any;
+mod kinds;
+mod other_forms;
+
+fn node_of(json: serde_json::Value) -> Node {
+    Node::new(match json {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(flag) => Value::Bool(flag),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(number) => Value::Int(number),
+            None => Value::from_double(number.as_f64().unwrap()),
+        },
+        serde_json::Value::String(text) => Value::String(text),
+        serde_json::Value::Array(list) => Value::List(list.into_iter().map(node_of).collect()),
+        serde_json::Value::Object(map) => {
+            let entries = map.into_iter().map(|(key, value)| Entry {
+                key,
+                position: None,
+                value: node_of(value),
+            });
+            Value::Map(Map::from_entries(entries.collect()).unwrap())
+        }
+    })
+}
+
+/// The tree of a JSON text in which names need no quotes: `{resource: "a"}`.
+#[track_caller]
+fn node(json: &str) -> Node {
+    let mut strict = String::new();
+    let mut in_text = false;
+    let mut word = String::new();
+    for c in json.chars() {
+        if !in_text && (c.is_ascii_alphabetic() || (!word.is_empty() && c.is_ascii_alphanumeric()))
+        {
+            word.push(c);
+            continue;
+        }
+        if !word.is_empty() {
+            let quoted = if c == ':' { format!("\"{word}\"") } else { word.clone() };
+            strict.push_str(&quoted);
+            word.clear();
+        }
+        in_text ^= c == '"';
+        strict.push(c);
+    }
+    node_of(serde_json::from_str(&strict).unwrap())
+}
+
+#[track_caller]
+fn golang(kind: &str, rule: &str) -> Result<Vec<Rule>, Refusals> {
+    rules_from_golang(kind, &node(&format!("[{rule}]")), &Settings::DEFAULT)
+}
+
+#[track_caller]
+fn java(kind: &str, rule: &str) -> Result<Vec<Rule>, Refusals> {
+    rules_from_java(kind, &node(&format!("[{rule}]")), &Settings::DEFAULT)
+}
+
+/// One document of Sentinel's.
+fn document(kind: &str, rules: &str) -> String {
+    format!("{{apiVersion: \"{API_VERSION}\", kind: \"{kind}\", spec: {{rules: [{rules}]}}}}")
+}
+
+fn opensergo(kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: \"{OPENSERGO_VERSION}\", kind: \"{kind}\", metadata: {{name: \"{name}\"}}, spec: {{{spec}}}}}"
+    )
+}
+
+#[track_caller]
+fn compile(documents: &[String]) -> Result<Vec<Rule>, Refusals> {
+    let documents: Vec<Node> = documents.iter().map(|document| node(document)).collect();
+    compile_set(&[Source { name: "a.yaml", documents: &documents }], &Settings::DEFAULT)
+}
+
+#[track_caller]
+fn one(rules: Result<Vec<Rule>, Refusals>) -> Rule {
+    let mut rules = rules.unwrap();
+    assert_eq!(rules.len(), 1);
+    rules.remove(0)
+}
+
+#[track_caller]
+fn refused(rules: Result<Vec<Rule>, Refusals>, expected: &Expect) {
+    expected.assert_eq(&rules.unwrap_err().to_string());
+}
+
+fn named(name: &str) -> Target {
+    Target::Resource(name.into())
+}
+
+fn plain_flow(name: &str) -> FlowRule {
+    FlowRule {
+        id: format!("flow:{name}"),
+        target: named(name),
+        limit_app: LimitApp::Default,
+        threshold: 1.0,
+        stat_interval_ms: 1_000,
+        calculate: TokenCalculate::Direct,
+        control: Control::Reject,
+        ref_resource: None,
+        common: Common::default(),
+    }
+}
+
+#[test]
+fn a_set_whose_tables_or_patterns_need_too_much_is_refused() {
+    let many: Vec<String> = (0..40)
+        .map(|index| {
+            format!(r#"{{id: "p{index}", resource: "a", metricType: "Concurrency", threshold: 1}}"#)
+        })
+        .collect();
+    refused(
+        compile(&[document("HotspotRules", &many.join(","))]),
+        &expect![
+            "`rules` need 138600000 bytes for tables of values, but may have at most 67108864 (paramTableBytes): most of it is 3465000 for p0; write fewer such rules, lower `paramsMaxCapacity` or raise the setting"
+        ],
+    );
+    let patterns: Vec<String> = (0..257)
+        .map(|index| format!(r#"{{resource: "a{index}.*", regex: true, limitApp: "x"}}"#))
+        .collect();
+    refused(
+        compile(&[document("AuthorityRules", &patterns.join(","))]),
+        &expect!["`rules` have 257 regular expressions, but may have at most 256"],
+    );
+}
+
+#[test]
+fn an_id_says_what_the_rule_counts() {
+    let id = |rule: FlowRule| default_id(&Rule::Flow(rule));
+    assert_eq!(id(plain_flow("GET:/hello")), "flow:GET:/hello");
+    assert_eq!(
+        id(FlowRule { stat_interval_ms: 500, ..plain_flow("GET:/hello") }),
+        "flow:GET:/hello:500ms"
+    );
+    assert_eq!(id(plain_flow("tcp:mysql")), "flow:tcp:mysql");
+    // A name that looks like another rule's words.
+    assert_ne!(
+        id(plain_flow("a:500ms")),
+        id(FlowRule { stat_interval_ms: 500, ..plain_flow("a") })
+    );
+}
+
+#[test]
+fn an_id_that_would_not_be_one_is_shortened_and_stays_the_same_for_ever() {
+    let id = |name: &str| default_id(&Rule::Flow(plain_flow(name)));
+    assert_eq!(id("GET:/users/{id}"), "flow:GET:/users/_id_:b1993b3bea1c28fc");
+    assert_eq!(
+        id(&"/x".repeat(100)),
+        "flow:/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x/x:b7b26b92b7b2be16"
+    );
+}
+
+#[test]
+fn what_is_over_rules_max_refuses_the_set() {
+    let settings = Settings { rules_max: 2, ..Settings::DEFAULT };
+    let list = node(r#"[{resource: "a"}, {resource: "b"}, {resource: "c"}]"#);
+    let refusals = rules_from_golang("flow", &list, &settings).unwrap_err();
+    assert_eq!(refusals.to_string(), "`rules` has 3 entries, but may have at most 2 (rulesMax)");
+}
+
+#[test]
+fn a_thousand_errors_are_a_hundred_lines_and_one() {
+    let rules = vec![r#"{resource: "", threshold: 1}"#; 1_000].join(",");
+    let refusals = golang("flow", &rules).unwrap_err();
+    assert_eq!(refusals.lines().count(), REFUSALS_MAX + 1);
+    assert_eq!(refusals.lines().last().unwrap(), "… and 900 more");
+}
+
+#[test]
+fn a_header_that_would_break_the_reply_is_refused() {
+    let text = |text: &str| Value::String(text.into());
+    let map = |entries: Vec<(&str, Value)>| {
+        let entries = entries.into_iter().map(|(key, value)| Entry {
+            key: key.into(),
+            position: None,
+            value: Node::new(value),
+        });
+        Value::Map(Map::from_entries(entries.collect()).unwrap())
+    };
+    let with = |name: &str, value: &str| {
+        let response = map(vec![("headers", map(vec![(name, text(value))]))]);
+        let rule = map(vec![
+            ("resource", text("a")),
+            ("threshold", Value::Int(1)),
+            ("response", response),
+        ]);
+        rules_from_golang(
+            "flow",
+            &Node::new(Value::List(vec![Node::new(rule)])),
+            &Settings::DEFAULT,
+        )
+    };
+    assert!(with("X-Reason", "too many").is_ok());
+    for (name, value) in [
+        ("x\r\ny", "v"),
+        (":status", "200"),
+        ("", "v"),
+        ("x y", "v"),
+        ("x", "a\r\nb: c"),
+        ("Content-Length", "0"),
+        ("transfer-encoding", "chunked"),
+    ] {
+        assert!(with(name, value).is_err(), "{name}: {value}");
+    }
+}
