@@ -19,8 +19,12 @@ pub enum Key {
     Rules,
     /// There as soon as a worker has said that there is no service, so that it is said once.
     Missing,
+    /// What the service has decided.
+    Decisions,
     /// The ledger in this slot.
     Ledger(u32),
+    /// One set of a table of ledgers.
+    Set(u32),
     /// A signal's fallback where Envoy's statistics are switched off.
     Signal(u8),
 }
@@ -38,6 +42,8 @@ impl Key {
             Self::Service => name.write_str("sentinel/service"),
             Self::Rules => name.write_str("sentinel/rules"),
             Self::Missing => name.write_str("sentinel/missing"),
+            Self::Decisions => name.write_str("sentinel/decisions"),
+            Self::Set(set) => write!(name, "sentinel/t/{set}"),
             Self::Ledger(slot) => write!(name, "sentinel/l/{slot}"),
             Self::Signal(signal) => write!(name, "sentinel/s/{signal}"),
         };

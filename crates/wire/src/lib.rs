@@ -11,6 +11,7 @@
 extern crate alloc;
 
 pub mod codec;
+pub mod decisions;
 pub mod frame;
 pub mod key;
 pub mod ledger;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::codec::{self, DecodeError, VALUE_BYTES_MAX};
 
 /// The layout of this build.
-pub const LAYOUT: u8 = 1;
+pub const LAYOUT: u8 = 2;
 
 /// What holds for the set as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,15 +36,17 @@ pub struct RuleSetHeader {
     pub rules: u32,
 }
 
-/// One rule and the ledger it counts in.
+/// One rule, or a reference to one that is only written, and the ledger it counts in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RuleEntry {
-    /// The ledger's slot: the `n` of its key.
+pub struct RuleEntry<R = Rule> {
+    /// The ledger's slot: the `n` of its key; for a rule with a table the first of its sets.
     pub slot: u32,
+    /// How many sets the rule's table has; 0: the rule has one ledger, or none.
+    pub sets: u32,
     /// Which occupant of the slot the rule is.
     pub generation: u64,
     /// The rule.
-    pub rule: Rule,
+    pub rule: R,
 }
 
 /// A rule set that is being read, entry by entry.
@@ -56,7 +58,7 @@ pub struct RuleSetReader {
 }
 
 /// The set as bytes, or `None` if it is larger than a value may be (8 MiB).
-pub fn encode(header: &RuleSetHeader, entries: &[RuleEntry]) -> Option<Vec<u8>> {
+pub fn encode<R: Serialize>(header: &RuleSetHeader, entries: &[RuleEntry<R>]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     bytes.push(LAYOUT);
     append_sized(header, &mut bytes)?;

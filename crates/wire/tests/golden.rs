@@ -4,14 +4,31 @@
 use expect_test::{Expect, expect};
 use sentinel_core::{
     config::Settings,
-    ledger::RateLedger,
-    rule::{Common, FlowRule, Rule},
-    window::{BUCKETS_MAX, BucketId},
+    ledger::{
+        Ledger, Stamp,
+        breaker::{BreakerLedger, BreakerState, Probe},
+        bucket::BucketLedger,
+        pace::PaceLedger,
+        permits::{Holder, PermitLedger},
+        rate::{RING, RateLedger},
+        set::LedgerSet,
+    },
+    param::{MatchStrategy, Param, ParamMatch},
+    rule::{
+        ApiGroup, AuthorityRule, BreakerStrategy, CircuitBreakerRule, Common, Control, FlowRule,
+        HotspotMetric, HotspotRule, IsolationRule, ItemValue, Keeps, LimitApp, OnHostFailure,
+        OnServiceLoss, Overflow, ParamPick, PathPredicate, Response, Rule, SpecificItem,
+        SystemMetric, SystemRule, Target, TokenCalculate,
+    },
+    time::Nanos,
+    warm_up::{WarmUp, WarmUpState},
+    window::BucketId,
 };
 use sentinel_wire::{
     DecodeError,
-    frame::{CounterFrame, FrameEntry},
-    ledger,
+    decisions::{Decision, Decisions},
+    frame::{BreakerCounts, CounterFrame, FrameEntry},
+    ledger::{self, Value},
     rules::{self, RuleEntry, RuleSetHeader, RuleSetReader},
     service::{Ack, ServiceBeat},
     workers::{Seeds, WorkerSlot, Workers},
@@ -44,53 +61,292 @@ fn frame() -> CounterFrame {
         error: 1,
         rt_ms: 70_000,
         in_flight: 1,
+        rt_min: u64::MAX - 3,
+        breakers: vec![BreakerCounts { generation: 2, epoch: 300, complete: 99, bad: 7 }],
         histogram: vec![(0, 98), (40, 1)],
     };
     CounterFrame {
         incarnation: 7,
         sequence: 300,
         at_ns: 1_000_000,
+        waiting: 4,
+        permits_owed: 1,
         entries: vec![hello, FrameEntry::default()],
     }
 }
 
+fn resource() -> Target {
+    Target::Resource("GET:/hello".into())
+}
+
+/// A rule of each kind, and among them each way to say each thing.
+fn every_rule() -> Vec<Rule> {
+    let response = Response {
+        status: Some(503),
+        headers: vec![("x-why".into(), "busy".into())],
+        body: Some("no".into()),
+    };
+    let common = Common {
+        shadow: true,
+        response: Some(response),
+        on_service_loss: OnServiceLoss::Block,
+        on_host_failure: OnHostFailure::Pass,
+    };
+    let plain = Common::default();
+    let group = ApiGroup {
+        name: "g".into(),
+        predicates: vec![
+            PathPredicate::Exact("/a".into()),
+            PathPredicate::Prefix("/b/**".into()),
+            PathPredicate::Regex("/c.*".into()),
+        ],
+    };
+    let matching = ParamMatch { strategy: MatchStrategy::Regex, pattern: "a.*".into() };
+    let items = [
+        (ItemValue::Int(-7), 1),
+        (ItemValue::String("vip".into()), 2),
+        (ItemValue::Bool(true), 3),
+        (ItemValue::Float(0.5), 4),
+    ];
+    vec![
+        Rule::Authority(AuthorityRule {
+            id: "a".into(),
+            target: resource(),
+            origins: vec!["app".into()],
+            white_list: true,
+            common: plain.clone(),
+        }),
+        Rule::System(SystemRule {
+            id: "s".into(),
+            metric: SystemMetric::CpuUsage { bbr: true },
+            trigger: 0.75,
+            common: plain.clone(),
+        }),
+        Rule::Gateway(HotspotRule {
+            id: "g".into(),
+            target: Target::Group(group),
+            param: None,
+            metric: HotspotMetric::Throttling { duration_ms: 1_000, max_queueing_ms: 500 },
+            threshold: 5,
+            items: vec![],
+            capacity: 1,
+            overflow: Overflow::Share,
+            common: plain.clone(),
+        }),
+        Rule::Flow(FlowRule {
+            id: "hello".into(),
+            target: resource(),
+            limit_app: LimitApp::Default,
+            threshold: 100.0,
+            stat_interval_ms: 1_000,
+            calculate: TokenCalculate::Direct,
+            control: Control::Reject,
+            ref_resource: None,
+            common: plain.clone(),
+        }),
+        Rule::Flow(FlowRule {
+            id: "f".into(),
+            target: Target::Pattern("GET:/.*".into()),
+            limit_app: LimitApp::Origin("app".into()),
+            threshold: 1.5,
+            stat_interval_ms: 10_000,
+            calculate: TokenCalculate::WarmUp(WarmUp { period_sec: 10, cold_factor: 3 }),
+            control: Control::Throttling { max_queueing_ms: 500 },
+            ref_resource: Some("GET:/other".into()),
+            common,
+        }),
+        Rule::Isolation(IsolationRule {
+            id: "i".into(),
+            target: Target::Default,
+            threshold: 8,
+            common: plain.clone(),
+        }),
+        Rule::Hotspot(HotspotRule {
+            id: "h".into(),
+            target: resource(),
+            param: Some(ParamPick {
+                key: Some(Param::Header("x-user".into())),
+                index: Some(-1),
+                matching: Some(matching),
+            }),
+            metric: HotspotMetric::Reject { duration_ms: 1_000, burst: 3 },
+            threshold: 5,
+            items: items.map(|(value, threshold)| SpecificItem { value, threshold }).to_vec(),
+            capacity: 4_000,
+            overflow: Overflow::Block,
+            common: plain.clone(),
+        }),
+        Rule::CircuitBreaker(CircuitBreakerRule {
+            id: "b".into(),
+            target: resource(),
+            strategy: BreakerStrategy::SlowRequestRatio { max_allowed_rt_ms: 50, ratio: 0.5 },
+            retry_timeout_ms: 3_000,
+            min_request_amount: 10,
+            stat_interval_ms: 5_000,
+            buckets: 10,
+            probe_num: 2,
+            error_statuses: Some(vec![(500, 502), (504, 504)]),
+            grpc_error_statuses: Some(vec![14]),
+            common: plain,
+        }),
+    ]
+}
+
 fn rule_set() -> (RuleSetHeader, Vec<RuleEntry>) {
-    let rule = Rule::Flow(FlowRule {
-        id: "hello".into(),
-        resource: "GET:/hello".into(),
-        threshold: 100.0,
-        stat_interval_ms: 1_000,
-        common: Common::default(),
-    });
+    let rules = every_rule();
     let header = RuleSetHeader {
         version: 1,
-        next_generation: 2,
+        next_generation: 9,
         settings: Settings::default(),
         metrics_resources: vec!["GET:/cart".into()],
         series_max: 10_000,
-        rules: 1,
+        rules: 8,
     };
-    (header, vec![RuleEntry { slot: 0, generation: 1, rule }])
+    let entry = |(generation, rule): (u32, Rule)| RuleEntry {
+        slot: generation - 1,
+        sets: rule.table_capacity().div_ceil(8),
+        generation: u64::from(generation),
+        rule,
+    };
+    (header, (1..).zip(rules).map(entry).collect())
+}
+
+fn rate(warm_up: Option<WarmUpState>) -> RateLedger {
+    let mut granted = [0; RING];
+    granted[..2].copy_from_slice(&[3, 7]);
+    RateLedger { newest: BucketId::new(5), granted, warm_up }
+}
+
+fn warm() -> RateLedger {
+    let terms = WarmUp { period_sec: 10, cold_factor: 3 };
+    rate(Some(WarmUpState { terms, threshold: 10.5, stored: 80, filled_ms: 4_000 }))
+}
+
+#[track_caller]
+fn check_ledger(value: &Value, expected: &Expect) {
+    let stamp = Stamp { generation: 1, version: 2, threshold: 10.5 };
+    let bytes = encoded(|bytes| ledger::encode(&stamp, value, bytes));
+    check_bytes(&bytes, expected);
+    assert_eq!(ledger::decode(&bytes), Ok((stamp, value.clone())));
 }
 
 #[test]
-fn a_version_1_ledger_is_these_bytes_for_ever() {
-    let mut granted = [0; BUCKETS_MAX];
-    granted[..2].copy_from_slice(&[3, 7]);
-    let ledger = RateLedger {
-        generation: 1,
-        version: 2,
-        threshold: 10.5,
-        newest: BucketId::new(5),
-        granted,
-    };
-
-    check_bytes(
-        &encoded(|bytes| ledger::encode(&ledger, 2, bytes)),
+fn a_version_2_ledger_of_a_rate_is_these_bytes_for_ever() {
+    check_ledger(
+        &Value::Single(Ledger::Rate(rate(None))),
         &expect![
-            "010102010000000000000002000000000000000000000000002540050000000000000003000000000000000700000000000000"
+            "02010100000000000000020000000000000000000000000025400200050000000000000003000000000000000700000000000000"
         ],
     );
+    check_ledger(
+        &Value::Single(Ledger::Rate(warm())),
+        &expect![
+            "020101000000000000000200000000000000000000000000254002010500000000000000030000000000000007000000000000000a0000000300000000000000000025405000000000000000a00f000000000000"
+        ],
+    );
+}
+
+#[test]
+fn a_version_2_ledger_of_a_pace_is_these_bytes_for_ever() {
+    let last = Nanos::new(1_000_000);
+    check_ledger(
+        &Value::Single(Ledger::Pace(PaceLedger { last, passed: None })),
+        &expect!["020201000000000000000200000000000000000000000000254040420f000000000000"],
+    );
+    check_ledger(
+        &Value::Single(Ledger::Pace(PaceLedger { last, passed: Some(warm()) })),
+        &expect![
+            "020201000000000000000200000000000000000000000000254040420f00000000000102010500000000000000030000000000000007000000000000000a0000000300000000000000000025405000000000000000a00f000000000000"
+        ],
+    );
+}
+
+#[test]
+fn a_version_2_ledger_of_permits_is_these_bytes_for_ever() {
+    let holder =
+        |incarnation, permits| Holder { incarnation, permits, seen: Nanos::new(1_000_000) };
+    let holders = vec![holder(7, 3), holder(8, 300)];
+    check_ledger(
+        &Value::Single(Ledger::Permits(PermitLedger { holders })),
+        &expect![
+            "020301000000000000000200000000000000000000000000254002000700000000000000030000000000000040420f000000000008000000000000002c0100000000000040420f0000000000"
+        ],
+    );
+}
+
+#[test]
+fn a_version_2_ledger_of_a_bucket_is_these_bytes_for_ever() {
+    let bucket = BucketLedger { tokens: 4, filled: Nanos::new(1_000_000) };
+    check_ledger(
+        &Value::Single(Ledger::Bucket(bucket)),
+        &expect![
+            "0204010000000000000002000000000000000000000000002540040000000000000040420f0000000000"
+        ],
+    );
+}
+
+#[test]
+fn a_version_2_ledger_of_a_breaker_is_these_bytes_for_ever() {
+    for (state, expected) in [
+        (
+            BreakerState::Closed,
+            expect![
+                "020501000000000000000200000000000000000000000000254003000000000000000080841e00000000000100000001000700000000000000010000000000000040420f0000000000"
+            ],
+        ),
+        (
+            BreakerState::HalfOpen,
+            expect![
+                "020501000000000000000200000000000000000000000000254003000000000000000180841e00000000000100000001000700000000000000010000000000000040420f0000000000"
+            ],
+        ),
+        (
+            BreakerState::Open,
+            expect![
+                "020501000000000000000200000000000000000000000000254003000000000000000280841e00000000000100000001000700000000000000010000000000000040420f0000000000"
+            ],
+        ),
+    ] {
+        let out = vec![Probe { incarnation: 7, id: 1, since: Nanos::new(1_000_000) }];
+        let breaker =
+            BreakerLedger { epoch: 3, state, retry_at: Nanos::new(2_000_000), good: 1, out };
+        check_ledger(&Value::Single(Ledger::Breaker(breaker)), &expected);
+    }
+}
+
+#[test]
+fn a_version_2_set_of_a_table_is_these_bytes_for_ever() {
+    let bucket = |tokens| Ledger::Bucket(BucketLedger { tokens, filled: Nanos::new(1_000_000) });
+    let entries = vec![(u128::MAX - 1, bucket(4)), (0, bucket(5))];
+    check_ledger(
+        &Value::Set(Keeps::Bucket, LedgerSet { entries }),
+        &expect![
+            "0214010000000000000002000000000000000000000000002540feffffffffffffffffffffffffffffff040000000000000040420f000000000000000000000000000000000000000000050000000000000040420f0000000000"
+        ],
+    );
+    let permits =
+        PermitLedger { holders: vec![Holder { incarnation: 7, permits: 3, seen: Nanos::new(9) }] };
+    let entries = vec![(1, Ledger::Permits(permits))];
+    check_ledger(
+        &Value::Set(Keeps::Permits, LedgerSet { entries }),
+        &expect![
+            "0213010000000000000002000000000000000000000000002540010000000000000000000000000000000100070000000000000003000000000000000900000000000000"
+        ],
+    );
+    check_ledger(
+        &Value::Set(Keeps::Rate, LedgerSet::default()),
+        &expect!["0211010000000000000002000000000000000000000000002540"],
+    );
+}
+
+#[test]
+fn version_1_decisions_are_these_bytes_for_ever() {
+    let decision = |generation, value| Decision { generation, value };
+    let decisions = Decisions { decisions: vec![decision(1, 3), decision(300, u64::MAX)] };
+    let bytes = encoded(|bytes| decisions.encode(bytes));
+
+    check_bytes(&bytes, &expect!["01020103fb2c01fdffffffffffffffff"]);
+    assert_eq!(Decisions::decode(&bytes), Ok(decisions));
 }
 
 #[test]
@@ -122,32 +378,34 @@ fn a_version_1_heartbeat_is_these_bytes_for_ever() {
 }
 
 #[test]
-fn a_version_1_frame_is_these_bytes_for_ever() {
+fn a_version_2_frame_is_these_bytes_for_ever() {
     let bytes = encoded(|bytes| frame().encode(bytes));
 
     check_bytes(
         &bytes,
         &expect![
-            "0107fb2c01fc40420f0002fd8877665544332211010a4745543a2f68656c6c6f64fbe8036301fc70110100010200622801000000000000000000"
+            "0207fb2c01fc40420f00040102fd8877665544332211010a4745543a2f68656c6c6f64fbe8036301fc7011010001fdfcffffffffffffff0102fb2c01630702006228010000000000000000000000"
         ],
     );
     assert_eq!(CounterFrame::decode(&bytes), Ok(frame()));
 }
 
 #[test]
-fn a_version_1_rule_set_is_these_bytes_for_ever() {
+fn a_version_2_rule_set_is_these_bytes_for_ever() {
     let (header, entries) = rule_set();
     let bytes = rules::encode(&header, &entries).unwrap();
 
     check_bytes(
         &bytes,
         &expect![
-            "0131000000010200fbb80b0a0afb3075fb60eafbe803fc00000004fb1027fb1027fb0001fbe80301094745543a2f63617274fb102701230000000001000568656c6c6f0a4745543a2f68656c6c6f0000000000005940fbe80300000001"
+            "0231000000010900fbb80b0a0afb3075fb60eafbe803fc00000004fb1027fb1027fb0001fbe80301094745543a2f63617274fb1027081c000000000001000161000a4745543a2f68656c6c6f01036170700100000001140000000100020101730301000000000000e83f000000012b0000000200030201670301670300022f6101052f622f2a2a02042f632e2a0002fbe803fbf401050001000000000129000000030004030568656c6c6f000a4745543a2f68656c6c6f000000000000005940fbe803000000000000014c00000004fbf4010503016601074745543a2f2e2a0203617070000000000000f83ffb1027010a0301fbf401010a4745543a2f6f74686572010101fbf7010105782d776879046275737901026e6f02000e00000005fbf401060401690208000000014b00000006fbf40107050168000a4745543a2f68656c6c6f01010006782d757365720101010203612e2a01fbe803030504000d0101037669700202010303000000000000e03f04fba00f01000000013a000000070008060162000a4745543a2f68656c6c6f0032000000000000e03ffbb80b0afb88130a020102fbf401fbf601fbf801fbf80101010e00000001"
         ],
     );
     let (found, mut reader) = RuleSetReader::open(bytes).unwrap();
     assert_eq!(found, header);
-    assert_eq!(reader.next_entry(), Ok(entries.first().cloned()));
+    for entry in entries {
+        assert_eq!(reader.next_entry(), Ok(Some(entry)));
+    }
     assert_eq!(reader.next_entry(), Ok(None));
 }
 
@@ -161,8 +419,8 @@ fn whatever_is_cut_off_is_malformed_and_whatever_is_newer_is_newer() {
             "cut at {end}"
         );
     }
-    let newer: Vec<u8> = [2].into_iter().chain(bytes[1..].iter().copied()).collect();
-    assert_eq!(CounterFrame::decode(&newer), Err(DecodeError::Newer { found: 2, known: 1 }));
+    let newer: Vec<u8> = [3].into_iter().chain(bytes[1..].iter().copied()).collect();
+    assert_eq!(CounterFrame::decode(&newer), Err(DecodeError::Newer { found: 3, known: 2 }));
 }
 
 #[test]
@@ -170,8 +428,10 @@ fn a_rule_set_that_was_cut_off_is_malformed_and_allocates_no_more_than_it_is_lon
     let (header, entries) = rule_set();
     let bytes = rules::encode(&header, &entries).unwrap();
     for end in 0..bytes.len() {
-        let read = RuleSetReader::open(bytes[..end].to_vec())
-            .and_then(|(_, mut reader)| reader.next_entry());
+        let read = RuleSetReader::open(bytes[..end].to_vec()).and_then(|(_, mut reader)| {
+            while reader.next_entry()?.is_some() {}
+            Ok(())
+        });
         assert_eq!(read, Err(DecodeError::Malformed), "cut at {end}");
     }
 }
