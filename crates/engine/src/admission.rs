@@ -1,35 +1,109 @@
-//! All or nothing: one request against all its token rules.
+//! All or nothing: one request against all its rules.
 //!
 //! First whoever is known to refuse is asked, which costs nothing. Then what is missing is claimed, in the
-//! same order by every worker. Only when all tokens are in hand are they spent, together; if one rule
-//! refuses, nobody has spent anything, and tokens that were claimed one by one for this request go back
-//! at once (two rules of one a second, held crosswise by two workers, would otherwise admit nobody for
-//! ever).
+//! same order by every worker. Only when all is in hand is it spent, together; if one rule refuses, nobody has
+//! spent anything, and what was claimed for this request alone goes back at once (two rules of one a second,
+//! held crosswise by two workers, would otherwise admit nobody for ever).
+//!
+//! Claims go in the order of checks, so that the first refusal is the one to show; only pacing comes last,
+//! because a slot cannot be given back once somebody has taken the next. Where a rule refuses that is checked
+//! after one that has not been asked yet, that one is *peeked* at: read, and not written.
+
+use alloc::vec::Vec;
 
 use sentinel_core::{
     lease::Look,
-    ledger::{Claim, Claimed, RateLedger, Tokens, whole_tokens},
-    rule::OnHostFailure,
-    time::Nanos,
+    ledger::{
+        Ledger, Stamp,
+        breaker::{Admitted, BreakerState, Probe},
+        bucket::{Taken, Taking},
+        pace::{Paced, Slot},
+        permits::PermitClaim,
+        rate::{Claim, Claimed, Tokens},
+        set::{SHARED, set_of},
+    },
+    rule::{Keeps, OnHostFailure},
+    time::{Nanos, Span},
 };
-use sentinel_wire::{key::Key, ledger};
+use sentinel_wire::{
+    key::Key,
+    ledger::{self, Value},
+};
 
 use crate::{
     host::{Cas, Host, HostError, Signal},
-    rulebook::{Answer, RuleBook, RuleState},
+    rule_state::{Hold, Place, RuleState, Terms},
+    rulebook::RuleBook,
     shared::{Shared, Then},
+    table::Table,
 };
 
-/// What the whole set of a resource's rules says.
+/// What a request asks of one rule.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    /// The rule's place in the claim order.
+    pub(crate) rule: u32,
+    /// Which of the rule's counters, where it has a table.
+    pub(crate) key: u128,
+    /// The threshold of a value that has its own.
+    pub(crate) item: Option<u64>,
+    /// What the rule has said so far.
+    pub(crate) answer: Answer,
+    /// What was taken from its ledger for this request.
+    pub(crate) got: Got,
+}
+
+/// What a rule says to the request in hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Nothing yet.
+    #[default]
+    Pending,
+    /// It refuses without asking anybody: by who calls, or by what the service has decided.
+    Refuses,
+    /// It lets the request pass.
+    Passes,
+    /// A shadow rule that would refuse: counted, and the request goes on.
+    WouldBlock,
+    /// The host failed, and the rule lets requests through then.
+    Waived,
+}
+
+/// What was taken from a ledger for one request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Got {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It is in the lease; so many tokens were claimed for this request alone.
+    Lease(u64),
+    /// Tokens of a value.
+    Tokens(Tokens),
+    /// Tokens of a value's bucket.
+    Bucket(Taking),
+    /// A permit: one that was idle, or one that was claimed for this request.
+    Permit {
+        /// Whether it was claimed.
+        fresh: bool,
+    },
+    /// A permit of a value, in this entry of the table.
+    ValuePermit(u128),
+    /// The request is a probe.
+    Probe(u64),
+    /// A slot.
+    Slot(Slot),
+}
+
+/// What the whole set of a request's rules says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// All tokens are spent.
+    /// All is in hand: [`Ask::got`] says what.
     Pass,
     /// This rule refuses; nothing is spent.
     Refused {
         /// Its place in the claim order.
         rule: u32,
-        /// When its next token is certain, if that is known.
+        /// When its next chance is, if that is known.
         retry_at: Option<Nanos>,
     },
     /// This rule's ledger belongs to a newer rule set: take that up, then ask again.
@@ -39,22 +113,64 @@ pub(crate) enum Admission {
     },
 }
 
+/// Permits of values that this worker's requests are using: by the rule's generation and the table's entry.
+pub(crate) type ValuePermits = Table<(u64, u128), ValuePermit>;
+
+/// How many permits of one value are in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ValuePermit {
+    /// Where the value is counted.
+    pub(crate) ledger: LedgerRef,
+    /// The entry.
+    pub(crate) key: u128,
+    /// How many.
+    pub(crate) in_use: u64,
+    /// What the ledger says.
+    pub(crate) written: u64,
+    /// When it was last told.
+    pub(crate) seen: Nanos,
+}
+
+/// A ledger, without the rule.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LedgerRef {
+    pub(crate) place: Place,
+    pub(crate) stamp: Stamp,
+    pub(crate) keeps: Keeps,
+    pub(crate) terms: Terms,
+    /// Whether the worker's own threshold counts, whatever the ledger's.
+    pub(crate) is_adaptive: bool,
+}
+
+/// Who claims, and as what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claimant {
+    /// The worker.
+    pub(crate) incarnation: u64,
+    /// Workers that share the ledgers.
+    pub(crate) workers: u64,
+    /// Whether this worker may take more than it needs.
+    pub(crate) may_lease: bool,
+    /// Whether one more request may wait.
+    pub(crate) may_wait: bool,
+    /// Which tick it is.
+    pub(crate) tick: u64,
+}
+
 /// What a worker brings along to a ledger.
-#[derive(Debug)]
 pub(crate) struct Claims<'a, H> {
-    host: &'a mut H,
-    shared: &'a mut Shared,
+    pub(crate) host: &'a mut H,
+    pub(crate) shared: &'a mut Shared,
+    pub(crate) values: &'a mut ValuePermits,
+    /// What has happened, for the statistics.
+    pub(crate) tally: &'a mut ClaimTally,
     /// The time of the request; moves on if a ledger is found further on.
-    now: Nanos,
+    pub(crate) now: Nanos,
     /// The start of the newest bucket that was met.
     pub(crate) floor: Nanos,
-    /// Workers that share the ledgers.
-    workers: u64,
-    /// Whether this worker may take more than it needs.
-    may_lease: bool,
-    /// What has happened, for the statistics.
-    tally: &'a mut ClaimTally,
+    pub(crate) claimant: Claimant,
     given_back: Option<u64>,
+    freed: Option<u64>,
 }
 
 /// What claims have cost so far.
@@ -62,218 +178,609 @@ pub(crate) struct Claims<'a, H> {
 pub(crate) struct ClaimTally {
     pub(crate) claims: u64,
     pub(crate) failures: u64,
+    pub(crate) slots_lost: u64,
+    /// Names this worker's probes.
+    pub(crate) probes: u64,
 }
 
-/// Why a claim has no answer.
+/// How a ledger answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ClaimError {
+enum Asked {
+    Got(Got),
+    Refused { retry_at: Option<Nanos> },
+    Superseded,
+    Failed,
+}
+
+/// What [`Claims::change`] found.
+pub(crate) struct Changed {
+    pub(crate) seen: Option<Cas>,
+}
+
+/// Why a ledger was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChangeError {
+    /// The host failed.
     Host(HostError),
     /// The ledger has a layout that this build cannot read.
     Layout,
+    /// The slot belongs to a newer generation.
+    Superseded,
+    /// There is no room for another value.
+    Full,
+}
+
+/// What a step sees of a ledger.
+pub(crate) struct Step<'a> {
+    pub(crate) ledger: &'a mut Ledger,
+    /// The threshold that holds.
+    pub(crate) threshold: f64,
+    /// Whether the ledger knows no newer rule set than this worker.
+    pub(crate) is_current: bool,
+    /// The entry of the table: the value's own, or the one that others share.
+    pub(crate) entry: u128,
 }
 
 /// How often a request starts again because time moved on while it was claiming. Each round means that
 /// a bucket ended in between, so that a second one is rare and a fifth does not happen.
 const ROUNDS_MAX: usize = 4;
 
+/// How long a worker goes by what it knows of a ledger that has no signal of its own.
+const MEMORY: Span = Span::from_millis(10);
+
+impl Ask {
+    /// A question to a rule.
+    pub(crate) fn new(rule: u32, key: u128, item: Option<u64>) -> Self {
+        Self { rule, key, item, answer: Answer::Pending, got: Got::Nothing }
+    }
+}
+
 impl<'a, H: Host> Claims<'a, H> {
     pub(crate) fn new(
         host: &'a mut H,
         shared: &'a mut Shared,
+        values: &'a mut ValuePermits,
         tally: &'a mut ClaimTally,
         now: Nanos,
-        workers: u64,
-        may_lease: bool,
+        claimant: Claimant,
     ) -> Self {
-        Self {
-            host,
-            shared,
-            now,
-            floor: Nanos::default(),
-            workers,
-            may_lease,
-            tally,
-            given_back: None,
-        }
+        let floor = Nanos::default();
+        Self { host, shared, values, tally, now, floor, claimant, given_back: None, freed: None }
     }
 
-    /// Decides a request of `batch` tokens from each of the rules `of` a resource.
-    pub(crate) fn admit(&mut self, book: &mut RuleBook, of: &[u32], batch: u64) -> Admission {
-        if let Some(refused) = self.known_refusal(book, of, batch) {
+    /// Decides a request of `batch` tokens.
+    pub(crate) fn admit(&mut self, book: &mut RuleBook, asks: &mut [Ask], batch: u64) -> Admission {
+        if let Some(refused) = self.known_refusal(book, asks, batch) {
             return refused;
         }
         for _ in 0..ROUNDS_MAX {
-            for &index in of {
-                let Some(state) = book.rule_mut(index) else { continue };
-                state.answer = Answer::Spend;
-                let refused = match self.obtain(state, batch) {
-                    Obtained::InHand => continue,
-                    Obtained::Refused { retry_at } => Admission::Refused { rule: index, retry_at },
-                    Obtained::Superseded => Admission::Superseded { rule: index },
-                };
-                self.return_fresh(book, of);
-                return refused;
-            }
-            if self.all_in_hand(book, of, batch) {
-                for &index in of {
-                    if let Some(state) = book.rule_mut(index) {
-                        state.settle(batch);
+            for at in 0..asks.len() {
+                let Some(ask) = asks.get_mut(at) else { continue };
+                let Some(state) = book.rule_mut(ask.rule) else { continue };
+                let rule = ask.rule;
+                match self.obtain(state, ask, batch) {
+                    Asked::Got(_) => {}
+                    Asked::Refused { retry_at } => {
+                        self.undo(book, asks, batch);
+                        let refused = Admission::Refused { rule, retry_at };
+                        return self.first_refusal(book, asks, batch, refused);
                     }
+                    Asked::Superseded => {
+                        self.undo(book, asks, batch);
+                        return Admission::Superseded { rule };
+                    }
+                    Asked::Failed => {}
                 }
+            }
+            if self.all_in_hand(book, asks, batch) {
                 return Admission::Pass;
             }
         }
-        self.return_fresh(book, of);
+        self.undo(book, asks, batch);
         // Time outran four rounds of claims: the VM is being starved. Refusing is never over.
-        let refuses =
-            |index: &&u32| book.rule_mut(**index).is_some_and(|state| !state.rule.common().shadow);
-        of.iter()
-            .find(refuses)
-            .map_or(Admission::Pass, |&rule| Admission::Refused { rule, retry_at: None })
+        let refuses = |ask: &&Ask| {
+            ask.answer != Answer::Waived
+                && book.rule(ask.rule).is_some_and(|state| !state.rule.common().shadow)
+        };
+        let first = asks.iter().find(refuses);
+        first.map_or(Admission::Pass, |ask| Admission::Refused { rule: ask.rule, retry_at: None })
     }
 
-    /// Gives `tokens` back to the rule's ledger and tells those who were refused.
-    pub(crate) fn give_back(&mut self, state: &RuleState, tokens: Tokens) {
+    /// Gives tokens back to the rule's ledger and tells those who were refused.
+    pub(crate) fn give_back(&mut self, state: &RuleState, key: u128, tokens: Tokens) {
         if tokens.tokens == 0 {
             return;
         }
-        let (terms, now) = (state.terms, self.now);
-        let updated = self.shared.update(self.host, Key::Ledger(state.slot), |found, written| {
-            let Some(Ok(mut ledger)) = found.map(ledger::decode) else { return (Then::Keep, 0) };
-            let returned = ledger.give_back(&terms, now, tokens);
-            if returned == 0 {
-                return (Then::Keep, 0);
+        let (now, ledger) = (self.now, LedgerRef::of(state));
+        let mut returned = 0;
+        let changed = self.change(&ledger, key, false, &mut |step| {
+            if let (Ledger::Rate(rate), Terms::Rate(terms)) = (step.ledger, &ledger.terms) {
+                returned = rate.give_back(terms.shape, now, tokens);
             }
-            ledger::encode(&ledger, terms.shape.buckets(), written);
-            (Then::Write, returned)
+            returned > 0
         });
-        match updated {
-            Ok(updated) if updated.result > 0 => self.host.raise(Signal::GivenBack),
-            Ok(_) => {}
+        match changed {
+            Ok(_) if returned > 0 => self.host.raise(Signal::GivenBack),
+            Ok(_) | Err(ChangeError::Superseded | ChangeError::Full) => {}
             // Never over: they stay granted until their bucket ends.
-            Err(_) => self.tally.failures += 1,
+            Err(ChangeError::Host(_) | ChangeError::Layout) => self.tally.failures += 1,
         }
     }
 
-    /// A rule that is known to have nothing left, if there is one: no call but a look at the signal.
-    fn known_refusal(&mut self, book: &mut RuleBook, of: &[u32], batch: u64) -> Option<Admission> {
-        for &index in of {
-            let Some(state) = book.rule_mut(index) else { continue };
+    /// Writes how many permits of a rule this worker holds, and tells those who were refused if they are fewer
+    /// than before.
+    pub(crate) fn write_permits(&mut self, state: &mut RuleState) {
+        let (now, incarnation, ledger) =
+            (self.now, self.claimant.incarnation, LedgerRef::of(state));
+        let Hold::Permits(permits) = &mut state.hold else { return };
+        let held = permits.held();
+        let changed = self.change(&ledger, 0, false, &mut |step| match step.ledger {
+            Ledger::Permits(all) => {
+                all.set(incarnation, held, now);
+                true
+            }
+            Ledger::Rate(_) | Ledger::Pace(_) | Ledger::Bucket(_) | Ledger::Breaker(_) => false,
+        });
+        let fewer = held < permits.written;
+        match changed {
+            Ok(_) | Err(ChangeError::Superseded | ChangeError::Full) => {
+                (permits.written, permits.seen) = (held, now);
+                if fewer {
+                    self.host.raise(Signal::Freed);
+                }
+            }
+            // Owed: the next tick tries again.
+            Err(ChangeError::Host(_) | ChangeError::Layout) => self.tally.failures += 1,
+        }
+    }
+
+    /// Writes how many permits of a value this worker's requests use. `false` if the host would not take it.
+    pub(crate) fn write_value(&mut self, value: &mut ValuePermit) -> bool {
+        let (now, incarnation, in_use) = (self.now, self.claimant.incarnation, value.in_use);
+        let ledger = value.ledger;
+        let changed = self.change(&ledger, value.key, false, &mut |step| match step.ledger {
+            Ledger::Permits(all) => {
+                all.set(incarnation, in_use, now);
+                true
+            }
+            Ledger::Rate(_) | Ledger::Pace(_) | Ledger::Bucket(_) | Ledger::Breaker(_) => false,
+        });
+        match changed {
+            Ok(_) | Err(ChangeError::Superseded | ChangeError::Full) => {
+                (value.written, value.seen) = (in_use, now);
+                true
+            }
+            Err(ChangeError::Host(_) | ChangeError::Layout) => {
+                self.tally.failures += 1;
+                false
+            }
+        }
+    }
+
+    /// Changes a breaker's ledger by `step`, and takes in what it says then. `true` if its state is another.
+    pub(crate) fn change_breaker(
+        &mut self,
+        state: &mut RuleState,
+        step: &mut dyn FnMut(&mut sentinel_core::ledger::breaker::BreakerLedger) -> bool,
+    ) -> bool {
+        let (now, ledger) = (self.now, LedgerRef::of(state));
+        let mut after = None;
+        let changed = self.change(&ledger, 0, false, &mut |found| match found.ledger {
+            Ledger::Breaker(breaker) => {
+                let changed = step(breaker);
+                after = Some(breaker.clone());
+                changed
+            }
+            Ledger::Rate(_) | Ledger::Pace(_) | Ledger::Permits(_) | Ledger::Bucket(_) => false,
+        });
+        if let Err(ChangeError::Host(_) | ChangeError::Layout) = changed {
+            self.tally.failures += 1;
+        }
+        let (Ok(_), Some(after), Hold::Breaker(view)) = (changed, after, &mut state.hold) else {
+            return false;
+        };
+        let moved = view.state != after.state;
+        view.see(&after, now);
+        moved
+    }
+
+    /// A rule that is known to refuse, if there is one: no call but a look at a signal, unless a rule that is
+    /// checked before it has to be peeked at.
+    fn known_refusal(
+        &mut self,
+        book: &mut RuleBook,
+        asks: &mut [Ask],
+        batch: u64,
+    ) -> Option<Admission> {
+        let mut first: Option<Admission> = None;
+        for ask in asks.iter_mut() {
+            let Some(state) = book.rule_mut(ask.rule) else { continue };
             if state.rule.common().shadow {
                 continue;
             }
-            if let Look::Exhausted { given_back, retry_at } =
-                state.lease.look(state.terms.shape, self.now, batch)
-                && given_back == self.given_back()
-            {
-                return Some(Admission::Refused { rule: index, retry_at });
-            }
-        }
-        None
-    }
-
-    /// Gets the tokens of one rule into hand.
-    fn obtain(&mut self, state: &mut RuleState, batch: u64) -> Obtained {
-        let need = match state.lease.look(state.terms.shape, self.now, batch) {
-            Look::InHand => return Obtained::InHand,
-            Look::Exhausted { given_back, retry_at } if given_back == self.given_back() => {
-                return state.refuse(retry_at);
-            }
-            Look::Exhausted { .. } => {
-                batch.saturating_sub(state.lease.spendable_at(state.terms.shape, self.now))
-            }
-            Look::Claim { need } => need,
-        };
-        let given_back = self.given_back();
-        let Ok((claimed, seen)) = self.claim(state, need) else {
-            self.tally.failures += 1;
-            return match state.rule.common().on_host_failure {
-                OnHostFailure::Pass => {
-                    state.answer = Answer::Waived;
-                    Obtained::InHand
+            if let Some(retry_at) = self.knows_refusal(state, ask, batch) {
+                let comes_first = match first {
+                    Some(Admission::Refused { rule, .. }) => is_before(book, ask.rule, rule),
+                    _ => true,
+                };
+                if comes_first {
+                    first = Some(Admission::Refused { rule: ask.rule, retry_at });
                 }
-                OnHostFailure::Block => state.refuse(None),
+            }
+        }
+        first.map(|refused| self.first_refusal(book, asks, batch, refused))
+    }
+
+    /// `refused`, or the refusal of a rule that is checked before it and has not been asked yet.
+    fn first_refusal(
+        &mut self,
+        book: &mut RuleBook,
+        asks: &mut [Ask],
+        batch: u64,
+        refused: Admission,
+    ) -> Admission {
+        let mut first = refused;
+        for ask in asks.iter_mut() {
+            let Admission::Refused { rule, .. } = first else { break };
+            if !is_before(book, ask.rule, rule) {
+                continue;
+            }
+            let tick = self.claimant.tick;
+            let Some(state) = book.rule_mut(ask.rule) else { continue };
+            let asked = ask.answer != Answer::Pending
+                || state.peeked == tick && state.place.sets == 0
+                || state.rule.common().shadow
+                || self.is_in_hand(state, ask, batch);
+            if asked {
+                continue;
+            }
+            match self.ask_ledger(state, ask, batch, true) {
+                Asked::Refused { retry_at } => {
+                    first = Admission::Refused { rule: ask.rule, retry_at };
+                }
+                Asked::Got(_) | Asked::Superseded | Asked::Failed => state.peeked = tick,
+            }
+        }
+        first
+    }
+
+    /// Whether this worker knows that the rule refuses, and when the next chance is.
+    fn knows_refusal(&mut self, state: &RuleState, ask: &Ask, batch: u64) -> Option<Option<Nanos>> {
+        let batch = state.counted(batch);
+        if ask.answer == Answer::Refuses {
+            return Some(None);
+        }
+        match (&state.hold, &state.terms) {
+            (Hold::Lease(lease), Terms::Rate(terms)) => {
+                match lease.look(terms.shape, self.now, batch) {
+                    Look::Exhausted { given_back, retry_at }
+                        if terms.may_lease() && given_back == self.given_back() =>
+                    {
+                        Some(retry_at)
+                    }
+                    Look::Exhausted { .. } | Look::InHand | Look::Claim { .. } => None,
+                }
+            }
+            (Hold::Permits(permits), _) => match permits.full {
+                Some((until, freed, full_for))
+                    if permits.idle == 0
+                        && batch >= full_for
+                        && self.now < until
+                        && freed == self.freed() =>
+                {
+                    Some(None)
+                }
+                Some(_) | None => None,
+            },
+            (Hold::Pace { full_until, batch: full_for }, _) => {
+                (self.now < *full_until && batch >= *full_for).then_some(Some(*full_until))
+            }
+            (Hold::Breaker(view), _) => match view.state {
+                BreakerState::Closed => None,
+                BreakerState::Open if self.now < view.retry_at => Some(Some(view.retry_at)),
+                BreakerState::Open | BreakerState::HalfOpen => {
+                    (self.now < view.busy_until).then_some(None)
+                }
+            },
+            _ => None,
+        }
+    }
+
+    /// Whether the rule needs nothing from its ledger for this request.
+    fn is_in_hand(&self, state: &RuleState, ask: &Ask, batch: u64) -> bool {
+        let batch = state.counted(batch);
+        match (&state.hold, &state.terms) {
+            (_, Terms::Nothing) => true,
+            (Hold::Lease(lease), Terms::Rate(terms)) => {
+                lease.look(terms.shape, self.now, batch) == Look::InHand
+            }
+            (Hold::Permits(permits), _) => permits.idle > 0 && batch == 1,
+            (Hold::Breaker(view), _) => view.state == BreakerState::Closed,
+            _ => ask.got != Got::Nothing,
+        }
+    }
+
+    /// Gets what one rule wants into hand.
+    fn obtain(&mut self, state: &mut RuleState, ask: &mut Ask, batch: u64) -> Asked {
+        let is_done = match ask.answer {
+            Answer::Pending | Answer::Refuses => false,
+            // Tokens of a lease may have gone with their bucket; all else stays in hand.
+            Answer::Passes => !matches!(ask.got, Got::Lease(_)),
+            Answer::WouldBlock | Answer::Waived => true,
+        };
+        if is_done {
+            return Asked::Got(ask.got);
+        }
+        let known = self.knows_refusal(state, ask, batch);
+        let asked = if let Some(retry_at) = known {
+            Asked::Refused { retry_at }
+        } else if self.is_in_hand(state, ask, batch) {
+            Asked::Got(match &state.hold {
+                Hold::Lease(_) => Got::Lease(0),
+                Hold::Permits(_) => Got::Permit { fresh: false },
+                Hold::Nothing | Hold::Pace { .. } | Hold::Breaker(_) => Got::Nothing,
+            })
+        } else {
+            self.tally.claims += 1;
+            self.ask_ledger(state, ask, batch, false)
+        };
+        match asked {
+            Asked::Got(got) => {
+                let fresh = match (ask.got, got) {
+                    // What an earlier round claimed is still this request's own.
+                    (Got::Lease(earlier), Got::Lease(now)) => Got::Lease(earlier.max(now)),
+                    _ => got,
+                };
+                (ask.answer, ask.got) = (Answer::Passes, fresh);
+            }
+            Asked::Refused { .. } if state.rule.common().shadow => {
+                (ask.answer, ask.got) = (Answer::WouldBlock, Got::Nothing);
+                return Asked::Got(Got::Nothing);
+            }
+            Asked::Failed => {
+                self.tally.failures += 1;
+                let common = state.rule.common();
+                if !common.shadow && common.on_host_failure == OnHostFailure::Block {
+                    return Asked::Refused { retry_at: None };
+                }
+                ask.answer = Answer::Waived;
+            }
+            Asked::Refused { .. } | Asked::Superseded => {}
+        }
+        asked
+    }
+
+    /// Asks the ledger; `dry`: without taking anything.
+    fn ask_ledger(&mut self, state: &mut RuleState, ask: &Ask, batch: u64, dry: bool) -> Asked {
+        let batch = state.counted(batch);
+        let (freed, given_back) = match state.keeps() {
+            Keeps::Permits => (self.freed(), 0),
+            Keeps::Rate => (0, self.given_back()),
+            Keeps::Nothing | Keeps::Pace | Keeps::Bucket | Keeps::Breaker => (0, 0),
+        };
+        let ledger = LedgerRef::of(state);
+        let asker = Asker { now: self.now, claimant: self.claimant, batch, item: ask.item };
+        self.tally.probes = self.tally.probes.wrapping_add(1);
+        let probe = Probe {
+            incarnation: self.claimant.incarnation,
+            id: self.tally.probes,
+            since: self.now,
+        };
+        let (hold, values) = (&state.hold, &*self.values);
+        let mut reply = Reply::None;
+        let changed =
+            change(self.host, self.shared, &ledger, self.now, ask.key, dry, &mut |step| {
+                let (answer, changed) = asker.ask(step, &ledger, hold, values, probe);
+                reply = answer;
+                changed
+            });
+        let seen = match changed {
+            Ok(changed) => changed.seen,
+            Err(ChangeError::Superseded) => {
+                if let Hold::Lease(lease) = &mut state.hold {
+                    lease.drop_held();
+                }
+                return Asked::Superseded;
+            }
+            Err(ChangeError::Full) => return Asked::Refused { retry_at: None },
+            Err(ChangeError::Host(_) | ChangeError::Layout) => return Asked::Failed,
+        };
+        match reply {
+            Reply::None => Asked::Failed,
+            Reply::Got(got) => Asked::Got(got),
+            Reply::Refused(retry_at) => {
+                if let (Hold::Pace { full_until, batch: full_for }, Some(retry_at)) =
+                    (&mut state.hold, retry_at)
+                {
+                    (*full_until, *full_for) = (retry_at.min(self.now + MEMORY), batch);
+                }
+                Asked::Refused { retry_at }
+            }
+            Reply::Claimed(claimed) => {
+                self.take_claimed(state, claimed, batch, given_back, seen, dry)
+            }
+            Reply::Permit { entry, written } => {
+                if let Hold::Permits(permits) = &mut state.hold
+                    && !dry
+                {
+                    // The claim wrote what is in use and one more: what was idle went back with it.
+                    permits.idle = 0;
+                    (permits.written, permits.seen) = (written, self.now);
+                    Asked::Got(Got::Permit { fresh: true })
+                } else {
+                    Asked::Got(Got::ValuePermit(entry))
+                }
+            }
+            Reply::NoPermit => {
+                if let Hold::Permits(permits) = &mut state.hold {
+                    permits.full = Some((self.now + MEMORY, freed, batch));
+                    let others_keep = state.stamp.threshold >= 8.0 * self.claimant.workers as f64;
+                    if others_keep && (seen.is_none() || state.refused_at != seen) {
+                        state.refused_at = seen;
+                        self.host.raise(Signal::Wanted);
+                    }
+                }
+                Asked::Refused { retry_at: None }
+            }
+            Reply::Breaker(admitted, after) => {
+                let Hold::Breaker(view) = &mut state.hold else { return Asked::Failed };
+                if !dry {
+                    view.see(&after, self.now);
+                }
+                match admitted {
+                    Admitted::Closed => Asked::Got(Got::Nothing),
+                    Admitted::Probe => Asked::Got(Got::Probe(probe.id)),
+                    Admitted::Refused { retry_at } => {
+                        view.busy_until = self.now + MEMORY;
+                        Asked::Refused { retry_at }
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_claimed(
+        &mut self,
+        state: &mut RuleState,
+        claimed: Claimed,
+        batch: u64,
+        given_back: u64,
+        seen: Option<Cas>,
+        dry: bool,
+    ) -> Asked {
+        let Terms::Rate(terms) = state.terms else { return Asked::Failed };
+        let shape = terms.shape;
+        let bucket = match claimed {
+            Claimed::Granted { bucket, .. } | Claimed::Exhausted { bucket, .. } => bucket,
+        };
+        // Time never goes back behind a bucket that somebody has opened.
+        let spendable = state.hold.lease().map_or(0, |lease| lease.spendable_at(shape, self.now));
+        let need = batch.saturating_sub(spendable).max(1);
+        self.floor = self.floor.max(shape.start_of(bucket));
+        self.now = self.now.max(shape.start_of(bucket));
+        let Hold::Lease(lease) = &mut state.hold else {
+            return match claimed {
+                Claimed::Granted { bucket, tokens } => {
+                    Asked::Got(Got::Tokens(Tokens { bucket, tokens }))
+                }
+                Claimed::Exhausted { next_chance, .. } => {
+                    Asked::Refused { retry_at: next_chance.map(|bucket| shape.start_of(bucket)) }
+                }
             };
         };
-        state.lease.claimed(state.terms.shape, claimed, need, given_back);
         match claimed {
-            Claimed::Granted { bucket, tokens } => {
-                self.meet(state.terms.shape.start_of(bucket));
-                state.fresh = if tokens == need { need } else { 0 };
-                Obtained::InHand
+            Claimed::Granted { .. } if dry => Asked::Got(Got::Nothing),
+            Claimed::Granted { tokens, .. } => {
+                lease.claimed(shape, claimed, need, given_back);
+                Asked::Got(Got::Lease(if tokens == need { need } else { 0 }))
             }
-            Claimed::Exhausted { bucket, next_chance } => {
-                self.meet(state.terms.shape.start_of(bucket));
-                self.ask_for_tokens(state, seen);
-                state.refuse(next_chance.map(|bucket| state.terms.shape.start_of(bucket)))
+            Claimed::Exhausted { next_chance, .. } => {
+                lease.claimed(shape, claimed, need, given_back);
+                let never = state.stamp.threshold < 1.0;
+                if !never && (seen.is_none() || state.refused_at != seen) {
+                    // Whoever holds tokens he does not need gives them back, unless nothing has moved since
+                    // they were last asked for: then nobody holds any, or they are on their way.
+                    state.refused_at = seen;
+                    self.host.raise(Signal::Wanted);
+                }
+                Asked::Refused { retry_at: next_chance.map(|bucket| shape.start_of(bucket)) }
             }
-            Claimed::Superseded => Obtained::Superseded,
         }
-    }
-
-    fn claim(
-        &mut self,
-        state: &RuleState,
-        need: u64,
-    ) -> Result<(Claimed, Option<Cas>), ClaimError> {
-        let terms = state.terms;
-        let demand = if self.may_lease { state.lease.demand(terms.shape, self.now) } else { 0 };
-        let claim =
-            Claim { now: self.now, need, demand, workers: self.workers, held: state.lease.held() };
-        let updated = self.shared.update(self.host, Key::Ledger(state.slot), |found, written| {
-            let mut ledger = match found.map(ledger::decode) {
-                Some(Ok(ledger)) => ledger,
-                Some(Err(_)) => return (Then::Keep, Err(ClaimError::Layout)),
-                None => RateLedger::open(&terms, claim.now),
-            };
-            let (claimed, changed) = ledger.claim(&terms, &claim);
-            if !changed {
-                return (Then::Keep, Ok(claimed));
-            }
-            ledger::encode(&ledger, terms.shape.buckets(), written);
-            (Then::Write, Ok(claimed))
-        });
-        self.tally.claims += 1;
-        let updated = updated.map_err(ClaimError::Host)?;
-        Ok((updated.result?, updated.seen))
-    }
-
-    /// Time never goes back behind a bucket that somebody has opened.
-    fn meet(&mut self, bucket_start: Nanos) {
-        self.floor = self.floor.max(bucket_start);
-        self.now = self.now.max(bucket_start);
-    }
-
-    /// Asks the others for tokens they do not need, unless nothing has moved since they were last asked:
-    /// then nobody holds any, or they are on their way.
-    fn ask_for_tokens(&mut self, state: &mut RuleState, seen: Option<Cas>) {
-        let never = whole_tokens(state.terms.threshold) == 0;
-        if never || (seen.is_some() && state.refused_at == seen) {
-            return;
-        }
-        state.refused_at = seen;
-        self.host.raise(Signal::Wanted);
     }
 
     /// Whether every token is still spendable, now that the last one has been claimed.
-    fn all_in_hand(&self, book: &mut RuleBook, of: &[u32], batch: u64) -> bool {
-        of.iter().all(|&index| match book.rule_mut(index) {
-            Some(state) if state.answer == Answer::Spend => {
-                state.lease.look(state.terms.shape, self.now, batch) == Look::InHand
-            }
+    fn all_in_hand(&self, book: &mut RuleBook, asks: &[Ask], batch: u64) -> bool {
+        asks.iter().all(|ask| match book.rule(ask.rule) {
+            Some(state) if matches!(ask.got, Got::Lease(_)) => self.is_in_hand(state, ask, batch),
             Some(_) | None => true,
         })
     }
 
-    fn return_fresh(&mut self, book: &mut RuleBook, of: &[u32]) {
-        for &index in of {
-            let Some(state) = book.rule_mut(index) else { continue };
-            if state.fresh > 0 {
-                let tokens = state.lease.take_out(state.fresh);
-                state.fresh = 0;
-                self.give_back(state, tokens);
+    /// Gives back what was claimed for this request alone.
+    pub(crate) fn undo(&mut self, book: &mut RuleBook, asks: &mut [Ask], batch: u64) {
+        for ask in asks.iter_mut() {
+            let got = core::mem::take(&mut ask.got);
+            let Some(state) = book.rule_mut(ask.rule) else { continue };
+            let incarnation = self.claimant.incarnation;
+            match got {
+                Got::Nothing | Got::Lease(0) | Got::Permit { fresh: false } => {}
+                Got::Lease(fresh) => {
+                    if let Hold::Lease(lease) = &mut state.hold {
+                        let tokens = lease.take_out(fresh);
+                        self.give_back(state, ask.key, tokens);
+                    }
+                }
+                Got::Tokens(tokens) => self.give_back(state, ask.key, tokens),
+                Got::Bucket(taking) => {
+                    let (ledger, item) = (LedgerRef::of(state), ask.item);
+                    let changed = self.change(&ledger, ask.key, false, &mut |step| {
+                        let threshold = item.unwrap_or_else(|| whole(step.threshold));
+                        match (step.ledger, &ledger.terms) {
+                            (Ledger::Bucket(bucket), Terms::Bucket { terms, .. }) => {
+                                bucket.put_back(&taking, batch, threshold, terms)
+                            }
+                            _ => false,
+                        }
+                    });
+                    self.count_failure(changed.err());
+                }
+                Got::Permit { fresh: true } => self.write_permits(state),
+                Got::ValuePermit(entry) => {
+                    let place = (state.stamp.generation, entry);
+                    let mut value = self.value_of(place, state, ask.key);
+                    if !self.write_value(&mut value) {
+                        // Owed: it stays on the list until the host takes it back.
+                        if let Some(kept) = self.values.get_or_insert_with(place, || value) {
+                            kept.written = kept.in_use.saturating_add(1);
+                        }
+                    }
+                }
+                Got::Probe(id) => {
+                    self.change_breaker(state, &mut |breaker| breaker.abort(incarnation, id));
+                }
+                Got::Slot(slot) => {
+                    let ledger = LedgerRef::of(state);
+                    let mut undone = false;
+                    let changed = self.change(&ledger, ask.key, false, &mut |step| {
+                        if let (Ledger::Pace(pace), Terms::Pace(terms)) =
+                            (step.ledger, &ledger.terms)
+                        {
+                            undone = pace.undo(&slot, terms);
+                        }
+                        true
+                    });
+                    self.count_failure(changed.err());
+                    self.tally.slots_lost += u64::from(!undone);
+                }
             }
         }
+    }
+
+    /// What this worker uses of a value.
+    pub(crate) fn value_of(&self, place: (u64, u128), state: &RuleState, key: u128) -> ValuePermit {
+        self.values.get(&place).copied().unwrap_or_else(|| ValuePermit {
+            ledger: LedgerRef::of(state),
+            key,
+            in_use: 0,
+            written: 0,
+            seen: self.now,
+        })
+    }
+
+    fn count_failure(&mut self, error: Option<ChangeError>) {
+        if let Some(ChangeError::Host(_) | ChangeError::Layout) = error {
+            self.tally.failures += 1;
+        }
+    }
+
+    fn change(
+        &mut self,
+        of: &LedgerRef,
+        key: u128,
+        dry: bool,
+        step: &mut dyn FnMut(Step<'_>) -> bool,
+    ) -> Result<Changed, ChangeError> {
+        change(self.host, self.shared, of, self.now, key, dry, step)
     }
 
     /// The level of the give-back signal, read once for a request, and before its first claim.
@@ -285,33 +792,214 @@ impl<'a, H: Host> Claims<'a, H> {
         self.given_back = Some(level);
         level
     }
+
+    /// The same for permits.
+    fn freed(&mut self) -> u64 {
+        if let Some(level) = self.freed {
+            return level;
+        }
+        let level = self.host.level(Signal::Freed);
+        self.freed = Some(level);
+        level
+    }
 }
 
-/// How one rule's tokens were come by.
-enum Obtained {
-    InHand,
-    Refused { retry_at: Option<Nanos> },
-    Superseded,
+/// What one step of a ledger says.
+enum Reply {
+    None,
+    Got(Got),
+    Refused(Option<Nanos>),
+    Claimed(Claimed),
+    Permit { entry: u128, written: u64 },
+    NoPermit,
+    Breaker(Admitted, sentinel_core::ledger::breaker::BreakerLedger),
 }
 
-impl RuleState {
-    /// The answer of a rule that has nothing left: a shadow rule only notes it.
-    fn refuse(&mut self, retry_at: Option<Nanos>) -> Obtained {
-        if self.rule.common().shadow {
-            self.answer = Answer::WouldBlock;
-            Obtained::InHand
-        } else {
-            Obtained::Refused { retry_at }
-        }
-    }
+/// What a step needs to know of the request.
+struct Asker {
+    now: Nanos,
+    claimant: Claimant,
+    batch: u64,
+    item: Option<u64>,
+}
 
-    /// Carries out the rule's part in an admitted request.
-    fn settle(&mut self, batch: u64) {
-        self.fresh = 0;
-        match self.answer {
-            Answer::Spend => self.lease.spend(batch),
-            Answer::WouldBlock => self.blocked = self.blocked.saturating_add(batch),
-            Answer::Waived => {}
+impl Asker {
+    fn ask(
+        &self,
+        step: Step<'_>,
+        of: &LedgerRef,
+        hold: &Hold,
+        values: &ValuePermits,
+        probe: Probe,
+    ) -> (Reply, bool) {
+        let (now, batch) = (self.now, self.batch);
+        match (step.ledger, &of.terms) {
+            (Ledger::Rate(rate), Terms::Rate(terms)) => {
+                let (held, demand, spendable) = match hold.lease() {
+                    Some(lease) => (
+                        lease.held(),
+                        lease.demand(terms.shape, now),
+                        lease.spendable_at(terms.shape, now),
+                    ),
+                    None => (Tokens::default(), 0, 0),
+                };
+                let may_lease = self.claimant.may_lease && terms.may_lease();
+                let claim = Claim {
+                    now,
+                    need: batch.saturating_sub(spendable),
+                    demand: if may_lease { demand } else { 0 },
+                    workers: self.claimant.workers,
+                    held,
+                };
+                let (claimed, changed) = rate.claim(terms, step.threshold, step.is_current, &claim);
+                (Reply::Claimed(claimed), changed)
+            }
+            (Ledger::Pace(pace), Terms::Pace(terms)) => {
+                let mut terms = *terms;
+                if !self.claimant.may_wait {
+                    terms.max_wait = Span::ZERO;
+                }
+                #[expect(clippy::cast_precision_loss, reason = "thresholds are at most 2^53")]
+                let threshold = self.item.map_or(step.threshold, |item| item as f64);
+                let (paced, changed) = pace.claim(now, batch, threshold, &terms, step.is_current);
+                let reply = match paced {
+                    Paced::At(slot) => Reply::Got(Got::Slot(slot)),
+                    Paced::Refused { retry_at } => Reply::Refused(retry_at),
+                };
+                (reply, changed)
+            }
+            (Ledger::Bucket(bucket), Terms::Bucket { terms, .. }) => {
+                let threshold = self.item.unwrap_or_else(|| whole(step.threshold));
+                match bucket.take(now, batch, threshold, terms) {
+                    Taken::From(taking) => (Reply::Got(Got::Bucket(taking)), true),
+                    Taken::Refused { retry_at } => (Reply::Refused(retry_at), false),
+                }
+            }
+            (Ledger::Permits(permits), Terms::Permits { ttl }) => {
+                let threshold = self.item.unwrap_or_else(|| whole(step.threshold));
+                let in_use = match hold.permits() {
+                    Some(permits) => permits.in_use,
+                    None => {
+                        let value = values.get(&(of.stamp.generation, step.entry));
+                        value.map_or(0, |value| value.in_use)
+                    }
+                };
+                let incarnation = self.claimant.incarnation;
+                let claim = PermitClaim { incarnation, now, in_use, batch, ttl: *ttl };
+                if permits.claim(&claim, threshold) {
+                    (Reply::Permit { entry: step.entry, written: in_use.saturating_add(1) }, true)
+                } else {
+                    (Reply::NoPermit, false)
+                }
+            }
+            (Ledger::Breaker(breaker), Terms::Breaker(terms)) => {
+                let (admitted, changed) = breaker.admit(probe, now, terms);
+                (Reply::Breaker(admitted, breaker.clone()), changed)
+            }
+            _ => (Reply::None, false),
         }
     }
+}
+
+impl LedgerRef {
+    /// Where a rule counts.
+    pub(crate) fn of(state: &RuleState) -> Self {
+        Self {
+            place: state.place,
+            stamp: state.stamp,
+            keeps: state.keeps(),
+            terms: state.terms,
+            is_adaptive: state.is_adaptive(),
+        }
+    }
+}
+
+/// Reads a rule's ledger, or that of one of its values, lets `step` change it, and writes it if `step` says so,
+/// again until nobody was in between. `dry`: never writes.
+pub(crate) fn change<H: Host>(
+    host: &mut H,
+    shared: &mut Shared,
+    of: &LedgerRef,
+    now: Nanos,
+    key: u128,
+    dry: bool,
+    step: &mut dyn FnMut(Step<'_>) -> bool,
+) -> Result<Changed, ChangeError> {
+    let place = of.place;
+    let (set, at) = if place.sets == 0 {
+        (0, Key::Ledger(place.slot))
+    } else {
+        let set = set_of(key, place.sets);
+        (set, Key::Set(place.slot.saturating_add(set)))
+    };
+    let updated = shared.update_dyn(host, at, &mut |found, written| {
+        apply(of, now, key, set, found, written, step)
+            .map(|write| if write && !dry { Then::Write } else { Then::Keep })
+    });
+    updated.map(|seen| Changed { seen })
+}
+
+/// One step on the bytes of a ledger: whether there is anything to write.
+fn apply(
+    of: &LedgerRef,
+    now: Nanos,
+    key: u128,
+    set: u32,
+    found: Option<&[u8]>,
+    written: &mut Vec<u8>,
+    step: &mut dyn FnMut(Step<'_>) -> bool,
+) -> Result<bool, ChangeError> {
+    let found = match found.map(ledger::decode) {
+        Some(Ok(found)) => Some(found),
+        Some(Err(_)) => return Err(ChangeError::Layout),
+        None => None,
+    };
+    let stamp = found.as_ref().map(|(stamp, _)| *stamp);
+    let meeting = of.stamp.meet(stamp).ok_or(ChangeError::Superseded)?;
+    let is_set = of.place.sets > 0;
+    let known = found.map(|(_, value)| value).filter(|value| {
+        !meeting.anew
+            && match value {
+                Value::Single(ledger) => !is_set && ledger.keeps() == of.keeps,
+                Value::Set(keeps, _) => is_set && *keeps == of.keeps,
+            }
+    });
+    let new = || Ledger::new(of.keeps);
+    let mut value = match known {
+        Some(value) => value,
+        None if is_set => Value::Set(of.keeps, sentinel_core::ledger::set::LedgerSet::default()),
+        None => Value::Single(new().ok_or(ChangeError::Layout)?),
+    };
+    let threshold = if of.is_adaptive { of.stamp.threshold } else { meeting.stamp.threshold };
+    let (entry, ledger) = match &mut value {
+        Value::Single(ledger) => (0, ledger),
+        Value::Set(_, set_of_ledgers) => {
+            let is_idle = |ledger: &Ledger| of.terms.is_idle(ledger, now);
+            let empty = new().ok_or(ChangeError::Layout)?;
+            let overflow = of.place.overflow;
+            let (found, ledger) = set_of_ledgers
+                .ledger_of(key, overflow, is_idle, || empty)
+                .ok_or(ChangeError::Full)?;
+            // Entries that are shared are told apart by their sets.
+            (if found == SHARED { u128::from(set) } else { found }, ledger)
+        }
+    };
+    let changed = step(Step { ledger, threshold, is_current: meeting.is_current, entry });
+    let write = changed || (meeting.renewed && !meeting.anew);
+    if write {
+        ledger::encode(&meeting.stamp, &value, written);
+    }
+    Ok(write)
+}
+
+/// Whether rule `a` is checked before rule `b`.
+fn is_before(book: &RuleBook, a: u32, b: u32) -> bool {
+    match (book.rule(a), book.rule(b)) {
+        (Some(a), Some(b)) => a.is_checked_before(b),
+        _ => false,
+    }
+}
+
+fn whole(threshold: f64) -> u64 {
+    sentinel_core::ledger::rate::whole_tokens(threshold)
 }

@@ -8,7 +8,7 @@ use core::hash::Hasher as _;
 
 use sentinel_core::time::Nanos;
 use sentinel_wire::{key::Key, workers::Seeds};
-use siphasher::sip::SipHasher13;
+use siphasher::{sip::SipHasher13, sip128::Hasher128 as _};
 
 use crate::{
     host::Host,
@@ -55,6 +55,15 @@ impl Clock {
         let mut hasher = SipHasher13::new_with_key(&self.seeds.hash_key);
         hasher.write(name);
         hasher.finish()
+    }
+}
+
+impl Clock {
+    /// The process's hash of what tells a value apart, wide enough that nobody finds two with the same one.
+    pub(crate) fn hash_wide(&self, key: &[u8]) -> u128 {
+        let mut hasher = siphasher::sip128::SipHasher13::new_with_key(&self.seeds.hash_key);
+        hasher.write(key);
+        hasher.finish128().as_u128() | 1 << 127
     }
 }
 

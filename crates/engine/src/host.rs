@@ -93,13 +93,18 @@ pub enum Signal {
     Published,
     /// Somebody has given tokens back.
     GivenBack,
-    /// Somebody was refused while others may hold tokens they do not need.
+    /// Somebody has given permits back.
+    Freed,
+    /// Somebody was refused while others may hold tokens or permits they do not need.
     Wanted,
+    /// The service has decided something, or a breaker has changed its state.
+    Decided,
 }
 
 impl Signal {
     /// All signals.
-    pub const ALL: [Self; 3] = [Self::Published, Self::GivenBack, Self::Wanted];
+    pub const ALL: [Self; 5] =
+        [Self::Published, Self::GivenBack, Self::Freed, Self::Wanted, Self::Decided];
 }
 
 /// The kinds of Envoy's statistics.

@@ -6,8 +6,11 @@
 
 use alloc::{rc::Rc, string::ToString as _, vec::Vec};
 
-use sentinel_core::stat::{MetricBucket, RT_CLASSES, Tally as _, class_of};
-use sentinel_wire::frame::{FRAME_ENTRIES_MAX, FrameEntry};
+use sentinel_core::{
+    rule::{INBOUND, Target},
+    stat::{MetricBucket, RT_CLASSES, Tally as _, class_of},
+};
+use sentinel_wire::frame::{BreakerCounts, FRAME_ENTRIES_MAX, FrameEntry};
 
 use crate::{
     host::{Meter, MetricKind},
@@ -21,8 +24,8 @@ pub(crate) const OTHER_NODE: u32 = 0;
 /// Statistics that one resource takes up: three counters, one histogram, six gauges.
 pub(crate) const SERIES_PER_RESOURCE: u32 = 10;
 
-/// Statistics that one rule takes up: its refusals and its threshold.
-pub(crate) const SERIES_PER_RULE: u32 = 2;
+/// Statistics that one rule takes up: its refusals, its threshold, and a breaker's state.
+pub(crate) const SERIES_PER_RULE: u32 = 3;
 
 /// All of one worker's counters.
 #[derive(Debug)]
@@ -49,6 +52,14 @@ struct Node {
     hash: u64,
     totals: MetricBucket,
     in_flight: u64,
+    /// The shortest response time since the last frame, as [`MetricBucket::rt_min`].
+    rt_min: u64,
+    /// Its breakers, as indexes into the rule book.
+    breakers: Rc<[u32]>,
+    /// Whether the service evaluates a rule by these counts: then they are sent at once.
+    is_watched: bool,
+    /// Whether it repeats what others count: then it has no series, and no part in the proxy's totals.
+    is_sum: bool,
     /// Response times by class; empty until a request has ended.
     histogram: Vec<u64>,
     series: Series,
@@ -91,6 +102,15 @@ impl Nodes {
     /// Gives each resource of a new rule set its node, and retires those that it does not name.
     pub(crate) fn take_up(&mut self, book: &mut RuleBook, old: &RuleBook) {
         let mut series_left = book.series_max.saturating_sub(SERIES_PER_RESOURCE);
+        // Rules that no resource's name leads to.
+        for state in &mut book.rules {
+            if !matches!(state.rule.target(), Some(Target::Resource(_))) {
+                state.has_series = series_left >= SERIES_PER_RULE;
+                if state.has_series {
+                    series_left -= SERIES_PER_RULE;
+                }
+            }
+        }
         let mut retired = core::mem::take(&mut self.retired);
         for resource in &old.resources {
             if resource.node != OTHER_NODE {
@@ -100,16 +120,20 @@ impl Nodes {
         for &index in &retired {
             if let Some(node) = self.node_mut(index) {
                 node.retired = true;
+                // What they point to is another rule in the new book.
+                node.breakers = Rc::from([]);
+                node.is_watched = false;
             }
         }
         for resource in &mut book.resources {
-            let rules = u32::try_from(resource.rules.len()).unwrap_or(u32::MAX);
+            let is_sum = *resource.name == *INBOUND;
+            let rules = u32::try_from(resource.exact.len()).unwrap_or(u32::MAX);
             let wanted = rules.saturating_mul(SERIES_PER_RULE).saturating_add(SERIES_PER_RESOURCE);
-            let has_series = series_left >= wanted;
+            let has_series = series_left >= wanted && !is_sum;
             if has_series {
                 series_left -= wanted;
             }
-            for &index in resource.rules.iter() {
+            for &index in &resource.exact {
                 if let Some(state) =
                     usize::try_from(index).ok().and_then(|index| book.rules.get_mut(index))
                 {
@@ -132,25 +156,39 @@ impl Nodes {
             if let Some(node) = self.node_mut(resource.node) {
                 node.retired = false;
                 node.has_series = has_series || resource.node == OTHER_NODE;
+                node.is_watched = resource.is_watched;
+                node.is_sum = is_sum;
+                node.breakers = Rc::clone(&resource.breakers);
             }
         }
         retired.retain(|index| self.node(*index).is_some_and(|node| node.retired));
         self.retired = retired;
     }
 
-    /// Counts an admitted request.
-    pub(crate) fn pass(&mut self, index: u32, batch: u64) {
-        self.change(index, |node| {
-            node.totals.pass = node.totals.pass.saturating_add(batch);
-            node.in_flight = node.in_flight.saturating_add(1);
-        });
+    /// Counts an admitted request, and once more for whatever is inbound where somebody asks for that.
+    pub(crate) fn pass(&mut self, index: u32, batch: u64, inbound: Option<u32>) {
+        for index in [Some(index), inbound].into_iter().flatten() {
+            self.change(index, &mut |node| {
+                node.totals.pass = node.totals.pass.saturating_add(batch);
+                node.in_flight = node.in_flight.saturating_add(1);
+            });
+        }
         self.proxy_totals.pass = self.proxy_totals.pass.saturating_add(batch);
     }
 
-    /// Counts a refused request.
-    pub(crate) fn block(&mut self, index: u32, batch: u64) {
-        self.change(index, |node| node.totals.block = node.totals.block.saturating_add(batch));
+    /// Counts a refused request, and once more for whatever is inbound where somebody asks for that.
+    pub(crate) fn block(&mut self, index: u32, batch: u64, inbound: Option<u32>) {
+        for index in [Some(index), inbound].into_iter().flatten() {
+            self.change(index, &mut |node| {
+                node.totals.block = node.totals.block.saturating_add(batch);
+            });
+        }
         self.proxy_totals.block = self.proxy_totals.block.saturating_add(batch);
+    }
+
+    /// The breakers of a node.
+    pub(crate) fn breakers_of(&self, index: u32) -> Rc<[u32]> {
+        self.node(index).map_or_else(|| Rc::from([]), |node| Rc::clone(&node.breakers))
     }
 
     /// Counts the end of an admitted request.
@@ -161,26 +199,32 @@ impl Nodes {
         batch: u64,
         rt_ms: u64,
         error: bool,
+        inbound: Option<u32>,
     ) {
         let errors = if error { batch } else { 0 };
         let ended =
             MetricBucket { complete: batch, error: errors, rt_ms, ..MetricBucket::default() };
         let mut own_histogram = None;
-        self.change(index, |node| {
-            node.totals.add(&ended);
-            node.in_flight = node.in_flight.saturating_sub(1);
-            node.histogram.resize(RT_CLASSES, 0);
-            if let Some(count) = node.histogram.get_mut(class_of(rt_ms)) {
-                *count = count.saturating_add(1);
-            }
-            if node.has_series {
-                let name = &node.name;
-                own_histogram = node
-                    .series
-                    .rt
-                    .id(meter, MetricKind::Histogram, |text| of_resource(name, "rt_ms", text));
-            }
-        });
+        for index in [Some(index), inbound].into_iter().flatten() {
+            self.change(index, &mut |node| {
+                node.totals.add(&ended);
+                node.in_flight = node.in_flight.saturating_sub(1);
+                node.rt_min = node.rt_min.max(MetricBucket::rt_min_of(rt_ms));
+                node.histogram.resize(RT_CLASSES, 0);
+                if let Some(count) = node.histogram.get_mut(class_of(rt_ms)) {
+                    *count = count.saturating_add(1);
+                }
+            });
+        }
+        if let Some(node) = self.node_mut(index)
+            && node.has_series
+        {
+            let name = &node.name;
+            own_histogram = node
+                .series
+                .rt
+                .id(meter, MetricKind::Histogram, |text| of_resource(name, "rt_ms", text));
+        }
         self.proxy_totals.add(&ended);
         let histogram = own_histogram.or_else(|| {
             let other = self.nodes.first_mut()?;
@@ -213,7 +257,9 @@ impl Nodes {
                 continue;
             };
             node.reported = true;
-            if index == OTHER_NODE {
+            if node.is_sum {
+                node.series.take_unreported(&node.totals);
+            } else if index == OTHER_NODE {
                 other_has_news = true;
             } else if node.has_series {
                 let name = &node.name;
@@ -237,21 +283,37 @@ impl Nodes {
     }
 
     /// Up to [`FRAME_ENTRIES_MAX`] nodes for frame `sequence`, the least recently sent first: what is sent
-    /// goes to the end of the line until it is acknowledged.
-    pub(crate) fn frame_entries(&mut self, sequence: u64) -> Vec<FrameEntry> {
+    /// goes to the end of the line until it is acknowledged. `watched`: only those that the service waits for
+    /// and that have changed. `counts` adds what their breakers have seen.
+    pub(crate) fn frame_entries(
+        &mut self,
+        sequence: u64,
+        watched: bool,
+        counts: &mut dyn FnMut(&[u32]) -> Vec<BreakerCounts>,
+    ) -> Vec<FrameEntry> {
         let mut due = core::mem::take(&mut self.unacknowledged);
         let mut entries = Vec::with_capacity(due.len().min(FRAME_ENTRIES_MAX));
-        for &index in due.iter().take(FRAME_ENTRIES_MAX) {
-            let Some(node) = self.node_mut(index) else { continue };
+        let mut sent = Vec::with_capacity(due.len().min(FRAME_ENTRIES_MAX));
+        due.retain(|&index| {
+            let Some(node) = self.node_mut(index) else { return false };
+            if entries.len() >= FRAME_ENTRIES_MAX || (watched && !node.is_news()) {
+                return true;
+            }
             if node.sent_in == 0 {
                 node.sent_in = sequence;
             }
-            entries.push(node.entry());
-        }
-        let sent = due.len().min(FRAME_ENTRIES_MAX);
-        due.rotate_left(sent);
+            entries.push(node.entry(counts(&node.breakers)));
+            sent.push(index);
+            false
+        });
+        due.append(&mut sent);
         self.unacknowledged = due;
         entries
+    }
+
+    /// Whether something has changed that the service evaluates a rule by.
+    pub(crate) fn has_news_for_service(&self) -> bool {
+        self.unacknowledged.iter().any(|index| self.node(*index).is_some_and(Node::is_news))
     }
 
     /// Whether the service does not know everything yet.
@@ -305,7 +367,7 @@ impl Nodes {
         });
     }
 
-    fn change(&mut self, index: u32, change: impl FnOnce(&mut Node)) {
+    fn change(&mut self, index: u32, change: &mut dyn FnMut(&mut Node)) {
         let Some(node) = usize::try_from(index).ok().and_then(|index| self.nodes.get_mut(index))
         else {
             return;
@@ -350,6 +412,10 @@ impl Node {
             hash,
             totals: MetricBucket::default(),
             in_flight: 0,
+            rt_min: 0,
+            breakers: Rc::from([]),
+            is_watched: false,
+            is_sum: false,
             histogram: Vec::new(),
             series: Series::default(),
             has_series,
@@ -361,7 +427,13 @@ impl Node {
         }
     }
 
-    fn entry(&self) -> FrameEntry {
+    /// Whether the service waits for it and does not have it yet.
+    fn is_news(&self) -> bool {
+        self.is_watched && self.sent_in == 0
+    }
+
+    fn entry(&mut self, breakers: Vec<BreakerCounts>) -> FrameEntry {
+        let rt_min = core::mem::take(&mut self.rt_min);
         let counts = self.histogram.iter().zip(0_u8..);
         FrameEntry {
             resource: self.hash,
@@ -372,6 +444,8 @@ impl Node {
             error: self.totals.error,
             rt_ms: self.totals.rt_ms,
             in_flight: self.in_flight,
+            rt_min,
+            breakers,
             histogram: counts
                 .filter(|(count, _)| **count > 0)
                 .map(|(count, class)| (class, *count))

@@ -8,7 +8,10 @@ use alloc::vec::Vec;
 
 use sentinel_wire::key::Key;
 
-use crate::host::{Cas, Host, HostError, Stored};
+use crate::{
+    admission::ChangeError,
+    host::{Cas, Host, HostError, Stored},
+};
 
 /// Reusable buffers, and what compare-and-set has cost.
 #[derive(Debug, Default)]
@@ -37,6 +40,10 @@ pub(crate) enum Then {
     Keep,
 }
 
+/// A step that can fail.
+pub(crate) type DynStep<'a> =
+    dyn FnMut(Option<&[u8]>, &mut Vec<u8>) -> Result<Then, ChangeError> + 'a;
+
 impl Shared {
     /// Reads `key`, lets `step` compute what follows, and writes it, again until nobody was in between.
     /// `step` sees what stands there (`None` before the first write) and fills the buffer.
@@ -60,6 +67,22 @@ impl Shared {
                 Stored::Mismatch => self.retries = self.retries.saturating_add(1),
             }
         }
+    }
+
+    /// [`Shared::update`] for steps that can fail, and of which there is one copy in the module. Gives the token
+    /// of the value that the last step saw.
+    pub(crate) fn update_dyn<H: Host>(
+        &mut self,
+        host: &mut H,
+        key: Key,
+        step: &mut DynStep<'_>,
+    ) -> Result<Option<Cas>, ChangeError> {
+        let updated = self.update(host, key, |found, written| match step(found, written) {
+            Ok(then) => (then, Ok(())),
+            Err(error) => (Then::Keep, Err(error)),
+        });
+        let updated = updated.map_err(ChangeError::Host)?;
+        updated.result.map(|()| updated.seen)
     }
 
     /// What stands under `key`.

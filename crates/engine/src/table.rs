@@ -51,6 +51,11 @@ impl<K: Ord, V> Table<K, V> {
         self.entries.retain(|(_, value)| keep(value));
     }
 
+    /// Keeps the values whose key `keep` wants.
+    pub(crate) fn retain_keys(&mut self, keep: impl Fn(&K) -> bool) {
+        self.entries.retain(|(key, _)| keep(key));
+    }
+
     /// All entries.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(K, V)> {
         self.entries.iter()

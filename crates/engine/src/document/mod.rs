@@ -98,7 +98,8 @@ mod tests {
     use prost::Message as _;
     use prost_types::{ListValue, Struct, value::Kind};
     use sentinel_core::{
-        config::{BeforeFirstRules, FilterConfig, Origin, Param, ServiceConfig},
+        config::{BeforeFirstRules, FilterConfig, Origin, ServiceConfig},
+        param::Param,
         resource::ResourceFrom,
     };
 
@@ -145,6 +146,7 @@ mod tests {
           kind: FlowRules
           spec: {rules: [{id: hello, resource: "GET:/hello", threshold: 100, statIntervalInMs: 500}, {resource: half, threshold: 0.5}]}
         metrics: {resources: ["GET:/cart"], seriesMax: 500}
+        envoyStats: {cluster: sentinel_admin}
         settings: {flushMs: 20, beforeFirstRules: block}
     "#;
 
@@ -152,7 +154,7 @@ mod tests {
     fn a_configuration_says_the_same_as_a_struct_as_yaml_and_as_json() {
         let json = r#"{"rules": [{"apiVersion": "datasource.sentinel.io/v1alpha1", "kind": "FlowRules", "spec": {"rules": [
             {"id": "hello", "resource": "GET:/hello", "threshold": 100, "statIntervalInMs": 500}, {"resource": "half", "threshold": 0.5}]}}],
-            "metrics": {"resources": ["GET:/cart"], "seriesMax": 500}, "settings": {"flushMs": 20, "beforeFirstRules": "block"}}"#;
+            "metrics": {"resources": ["GET:/cart"], "seriesMax": 500}, "envoyStats": {"cluster": "sentinel_admin"}, "settings": {"flushMs": 20, "beforeFirstRules": "block"}}"#;
         let [yaml, json, structure] = [SERVICE.as_bytes(), json.as_bytes(), &as_struct(SERVICE)]
             .map(|bytes| ServiceConfig::from_node(&configuration(bytes).unwrap()).unwrap());
         assert_eq!(yaml, json);
@@ -160,6 +162,7 @@ mod tests {
         assert_eq!(yaml.rules.len(), 2);
         assert_eq!(yaml.metrics_resources, ["GET:/cart"]);
         assert_eq!((yaml.series_max, yaml.settings.flush_ms), (500, 20));
+        assert_eq!(yaml.envoy_stats.as_deref(), Some("sentinel_admin"));
         assert_eq!(yaml.settings.before_first_rules, BeforeFirstRules::Block);
     }
 
@@ -269,7 +272,7 @@ beforeFirstRules: wait
 - {apiVersion: v1, kind: FlowRules, spec: {rules: [{resource: a, threshold: -1}]}}
 sources: [{name: shop}]
 metrics: {resources: ['', GET:/a], series: 1, seriesMax: 1}
-envoyStats: {cluster: admin}
+envoyStats: {cluster: '', path: /stats}
 settings: {flushMs: 0, refreshms: 10, rulesMax: many, decisionsTtlMs: 2000.5}
 ";
         check_service(
@@ -281,7 +284,8 @@ settings: {flushMs: 0, refreshms: 10, rulesMax: many, decisionsTtlMs: 2000.5}
                 configuration:4:23: `metrics.resources[0]` is 0 bytes long, but must be 1 to 256 (nameBytesMax)
                 configuration:4:36: `metrics.series` is an unknown field
                 configuration:4:58: `metrics.seriesMax` is 1, but must be a whole number from 100 to 1000000
-                configuration:5:13: `envoyStats` is not run by this version
+                configuration:5:23: `envoyStats.cluster` is "", but must be the name of a cluster that reaches Envoy's own admin endpoint
+                configuration:5:27: `envoyStats.path` is an unknown field
                 configuration:6:21: `settings.flushMs` is 0, but must be a whole number from 5 to 1000
                 configuration:6:24: `settings.refreshms` is an unknown field; did you mean `refreshMs`?
                 configuration:6:49: `settings.rulesMax` is "many", but must be a whole number from 1 to 100000
@@ -296,7 +300,8 @@ settings: {flushMs: 0, refreshms: 10, rulesMax: many, decisionsTtlMs: 2000.5}
                 configuration: `settings.flushMs` is 0, but must be a whole number from 5 to 1000
                 configuration: `settings.rulesMax` is "many", but must be a whole number from 1 to 100000
                 configuration: `sources` is not run by this version
-                configuration: `envoyStats` is not run by this version
+                configuration: `envoyStats.path` is an unknown field
+                configuration: `envoyStats.cluster` is "", but must be the name of a cluster that reaches Envoy's own admin endpoint
                 configuration: `metrics.series` is an unknown field
                 configuration: `metrics.resources[0]` is 0 bytes long, but must be 1 to 256 (nameBytesMax)
                 configuration: `metrics.seriesMax` is 1, but must be a whole number from 100 to 1000000

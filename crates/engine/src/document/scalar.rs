@@ -4,7 +4,7 @@
 
 use alloc::string::ToString as _;
 
-use sentinel_core::rule::node::Value;
+use sentinel_core::{decimal, rule::node::Value};
 
 /// The meaning of `text`, which stands without quotes.
 pub(super) fn resolve(text: &str) -> Value {
@@ -40,7 +40,7 @@ fn number(text: &str) -> Option<Value> {
     }
     // A whole number too large for us is read as the double it is near to.
     let whole = text.parse().ok().map(Value::Int);
-    whole.or_else(|| text.parse().ok().map(Value::from_double))
+    whole.or_else(|| decimal::parse(text).map(Value::from_double))
 }
 
 /// `[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?` or `\.[0-9]+([eE][-+]?[0-9]+)?`: what Rust's own parser takes

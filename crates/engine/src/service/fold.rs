@@ -7,11 +7,14 @@
 use alloc::{string::String, vec::Vec};
 
 use sentinel_core::{
+    order::sort_by,
     stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram},
+    system::Inbound,
     time::{Nanos, Span},
+    window::{BUCKETS_MAX, WindowShape},
 };
 use sentinel_wire::{
-    frame::{CounterFrame, FrameEntry},
+    frame::{BreakerCounts, CounterFrame, FrameEntry},
     service::{ACKS_MAX, Ack},
 };
 
@@ -22,28 +25,55 @@ use crate::{
 };
 
 /// A frame that is older counts in no window.
-const YOUNG: Span = Span::from_millis(2_000);
+pub(super) const YOUNG: Span = Span::from_millis(2_000);
 
 /// Gauges show the average of the last five seconds: workers send once a second, so that a
 /// shorter window would flicker.
 const GAUGE_SLICES: u64 = 10;
 const GAUGE_SECONDS: u64 = 5;
 
+/// The gauges of a resource.
+const GAUGES: [&str; 6] =
+    ["in_flight", "pass_qps", "block_qps", "rt_avg_ms", "rt_p50_ms", "rt_p99_ms"];
+
+/// The slice that most windows are made of.
+const HALF_SECOND: Span = Span::from_millis(500);
+
 /// Everything that the frames have said.
 #[derive(Debug, Default)]
 pub(super) struct Fold {
     workers: Table<u64, Source>,
     resources: Table<u64, Resource>,
+    /// Windows that rules ask for and that are not made of half seconds: of a resource, of this length; in
+    /// order.
+    odd_windows: Vec<(u64, Span)>,
     /// Frames that never arrived, or could not be read.
     pub(super) frames_lost: u64,
+    waiting: Metric,
+    permits_owed: Metric,
+}
+
+/// What frames say to breakers.
+pub(super) struct BreakerNews<'a> {
+    /// Whether there is a breaker of this generation: nobody else is listened to.
+    pub(super) is_known: &'a dyn Fn(u64) -> bool,
+    /// What is new, of the time at which its frame was made.
+    pub(super) news: Vec<(Nanos, BreakerCounts)>,
 }
 
 /// One worker, as its frames tell.
 #[derive(Debug, Default)]
 struct Source {
     sequence: u64,
+    /// Whether this service has heard it from its first frame on: only then is what it says for the first time
+    /// also new, and not said again because this service is.
+    is_whole: bool,
     heard_at: Nanos,
+    waiting: u32,
+    permits_owed: u64,
     baselines: Table<u64, Baseline>,
+    /// By generation.
+    breakers: Table<u64, BreakerCounts>,
 }
 
 /// What one worker has said of one resource.
@@ -58,29 +88,27 @@ struct Baseline {
 #[derive(Debug)]
 struct Resource {
     name: String,
-    /// 10 s in slices of 500 ms.
+    /// 10 s in slices of 500 ms, and one more: a warm-up looks one slice back.
     seconds: LeapArray<MetricBucket>,
     /// 60 s in slices of 1 s.
     minute: LeapArray<MetricBucket>,
     /// Response times of 10 s in slices of 1 s.
     rt: LeapArray<RtHistogram>,
-    gauges: Gauges,
-}
-
-#[derive(Debug, Default)]
-struct Gauges {
-    in_flight: Metric,
-    pass_qps: Metric,
-    block_qps: Metric,
-    rt_avg_ms: Metric,
-    rt_p50_ms: Metric,
-    rt_p99_ms: Metric,
+    /// Windows of odd lengths, each one slice and the one before.
+    odd: Vec<(Span, LeapArray<MetricBucket>)>,
+    gauges: [Metric; GAUGES.len()],
 }
 
 impl Fold {
     /// Folds one frame. At most `resources_max` resources have windows: what is over is acknowledged and
     /// not counted here; its totals are in Envoy's counters all the same.
-    pub(super) fn fold(&mut self, now: Nanos, frame: CounterFrame, resources_max: usize) {
+    pub(super) fn fold(
+        &mut self,
+        now: Nanos,
+        frame: CounterFrame,
+        resources_max: usize,
+        breakers: &mut BreakerNews<'_>,
+    ) {
         let known = self.workers.get(&frame.incarnation).is_some();
         if !known && self.workers.len() >= ACKS_MAX {
             self.forget_longest_silent();
@@ -90,6 +118,9 @@ impl Fold {
             return;
         };
         source.heard_at = now;
+        if !known {
+            source.is_whole = frame.sequence == 1;
+        }
         if frame.sequence <= source.sequence {
             return;
         }
@@ -98,23 +129,36 @@ impl Fold {
         let lost = if known { missing } else { 0 };
         self.frames_lost = self.frames_lost.saturating_add(lost);
         source.sequence = frame.sequence;
+        source.waiting = frame.waiting;
+        source.permits_owed = frame.permits_owed;
 
         let at = Nanos::new(frame.at_ns);
-        let counts = missing == 0 && now.since(at) <= YOUNG;
+        let counts_in_windows = missing == 0 && now.since(at) <= YOUNG;
         for entry in frame.entries {
             let (counted, distributed) = source.advance(&entry);
+            for counts in &entry.breakers {
+                if let Some(new) = source.advance_breaker(counts, breakers.is_known)
+                    && counts_in_windows
+                {
+                    breakers.news.push((at, new));
+                }
+            }
             // A name comes with every entry until this service has acknowledged one.
             let is_new = self.resources.get(&entry.resource).is_none();
             if is_new && (entry.name.is_none() || self.resources.len() >= resources_max) {
                 continue;
             }
             let name = entry.name.unwrap_or_default();
-            let resource =
-                self.resources.get_or_insert_with(entry.resource, || Resource::new(name));
-            if let Some(resource) = resource.filter(|_| counts) {
+            let odd = &self.odd_windows;
+            let new = || Resource::new(name, entry.resource, odd);
+            let resource = self.resources.get_or_insert_with(entry.resource, new);
+            if let Some(resource) = resource.filter(|_| counts_in_windows) {
                 resource.seconds.add(at, &counted);
                 resource.minute.add(at, &counted);
                 resource.rt.add(at, &distributed);
+                for (_, window) in &mut resource.odd {
+                    window.add(at, &counted);
+                }
             }
         }
     }
@@ -128,10 +172,64 @@ impl Fold {
         self.workers.iter().map(ack).collect()
     }
 
+    /// Forgets all workers: another service has heard them since.
+    pub(super) fn forget_workers(&mut self) {
+        self.workers = Table::default();
+    }
+
     /// Forgets workers that have said nothing for `silence`, and what they had in flight: they are gone. A
     /// live one sends a frame at least every 30 s, also when it has counted nothing.
     pub(super) fn forget_silent(&mut self, now: Nanos, silence: Span) {
         self.workers.retain(|source| now.since(source.heard_at) <= silence);
+    }
+
+    /// Forgets what workers have said of breakers that are gone.
+    pub(super) fn forget_breakers(&mut self, is_known: &dyn Fn(u64) -> bool) {
+        for (_, source) in self.workers.iter_mut() {
+            source.breakers.retain_keys(|generation| is_known(*generation));
+        }
+    }
+
+    /// Keeps the windows of rules that read one of another resource, by the resource's hash and the rule's
+    /// window, and no others.
+    pub(super) fn keep_windows(&mut self, asked: impl Iterator<Item = (u64, WindowShape)>) {
+        let odd = asked.filter(|(_, shape)| shape.bucket() != HALF_SECOND);
+        self.odd_windows = odd.map(|(resource, shape)| (resource, shape.bucket())).collect();
+        sort_by(&mut self.odd_windows, Ord::cmp);
+        for (hash, resource) in self.resources.iter_mut() {
+            resource.keep_odd(*hash, &self.odd_windows);
+        }
+    }
+
+    /// How many requests of a resource passed in the window of this shape, and how many a second passed in the one
+    /// a slice earlier; `None` if nobody has seen the resource yet.
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+    pub(super) fn passed(
+        &self,
+        now: Nanos,
+        resource: u64,
+        shape: WindowShape,
+    ) -> Option<(u64, f64)> {
+        let resource = self.resources.get(&resource)?;
+        let odd = resource.odd.iter().find(|(slice, _)| *slice == shape.bucket());
+        let counts = odd.map_or(&resource.seconds, |(_, counts)| counts);
+        let sum = |now| counts.sum(now, u64::from(shape.buckets())).pass;
+        let previous = sum(now - shape.bucket()) as f64 * 1e9 / shape.window().get() as f64;
+        Some((sum(now), previous))
+    }
+
+    /// What is known of the resource that counts all that is inbound, but for the CPU.
+    pub(super) fn inbound(&self, now: Nanos, resource: u64) -> Inbound {
+        let Some(counts) = self.resources.get(&resource).map(|resource| &resource.seconds) else {
+            return Inbound::default();
+        };
+        let best = counts.slices(now, SECOND_SLICES).map(|slice| slice.complete).max();
+        Inbound {
+            second: counts.sum(now, SECOND_SLICES),
+            complete_max_per_second: best.unwrap_or(0).saturating_mul(SECOND_SLICES),
+            in_flight: self.in_flight(resource),
+            cpu: None,
+        }
     }
 
     /// What all workers have counted for a resource in the last `window`, up to 10 s.
@@ -151,8 +249,8 @@ impl Fold {
         self.workers.iter().map(of).sum()
     }
 
-    /// Shows the windows in Envoy's gauges.
-    pub(super) fn set_gauges<M: Meter>(&mut self, meter: &mut M, now: Nanos) {
+    /// Shows in Envoy's gauges the windows, and what live workers, those heard of in the last `live`, hold.
+    pub(super) fn set_gauges<M: Meter>(&mut self, meter: &mut M, now: Nanos, live: Span) {
         let workers = &self.workers;
         let in_flight = |hash: &u64| -> u64 {
             let baselines = workers.iter().filter_map(|(_, source)| source.baselines.get(hash));
@@ -162,25 +260,29 @@ impl Fold {
             let last = resource.seconds.sum(now, GAUGE_SLICES);
             let minute = resource.minute.sum(now, 60);
             let rt = resource.rt.sum(now, GAUGE_SECONDS);
+            let values = [
+                in_flight(hash),
+                last.pass / GAUGE_SECONDS,
+                last.block / GAUGE_SECONDS,
+                minute.rt_avg_ms(),
+                rt.quantile_ms(50),
+                rt.quantile_ms(99),
+            ];
             let name = &resource.name;
-            let gauges = &mut resource.gauges;
-            let open = in_flight(hash);
-            gauges.in_flight.set(meter, open, |text| of_resource(name, "in_flight", text));
-            gauges
-                .pass_qps
-                .set(meter, last.pass / GAUGE_SECONDS, |text| of_resource(name, "pass_qps", text));
-            gauges.block_qps.set(meter, last.block / GAUGE_SECONDS, |text| {
-                of_resource(name, "block_qps", text);
-            });
-            gauges
-                .rt_avg_ms
-                .set(meter, minute.rt_avg_ms(), |text| of_resource(name, "rt_avg_ms", text));
-            gauges
-                .rt_p50_ms
-                .set(meter, rt.quantile_ms(50), |text| of_resource(name, "rt_p50_ms", text));
-            gauges
-                .rt_p99_ms
-                .set(meter, rt.quantile_ms(99), |text| of_resource(name, "rt_p99_ms", text));
+            for ((gauge, value), what) in resource.gauges.iter_mut().zip(values).zip(GAUGES) {
+                gauge.set(meter, value, |text| of_resource(name, what, text));
+            }
+        }
+        let (mut waiting, mut owed) = (0_u64, 0_u64);
+        for (_, source) in workers.iter().filter(|(_, source)| now.since(source.heard_at) <= live) {
+            waiting = waiting.saturating_add(u64::from(source.waiting));
+            owed = owed.saturating_add(source.permits_owed);
+        }
+        for (gauge, value, what) in [
+            (&mut self.waiting, waiting, "waiting"),
+            (&mut self.permits_owed, owed, "permits_owed"),
+        ] {
+            gauge.set(meter, value, |text| text.push_str(what));
         }
     }
 
@@ -201,6 +303,7 @@ impl Source {
     /// has forgotten the resource in between and begun anew: then all of it is new.
     fn advance(&mut self, entry: &FrameEntry) -> (MetricBucket, RtHistogram) {
         let totals = entry.totals();
+        let is_said_again = !self.is_whole && self.baselines.get(&entry.resource).is_none();
         let Some(baseline) = self.baselines.get_or_insert_with(entry.resource, Baseline::new)
         else {
             return Default::default();
@@ -217,6 +320,8 @@ impl Source {
             complete: totals.complete.saturating_sub(old.complete),
             error: totals.error.saturating_sub(old.error),
             rt_ms: totals.rt_ms.saturating_sub(old.rt_ms),
+            // Not a total.
+            rt_min: totals.rt_min,
         };
         let mut histogram = RtHistogram::default();
         for &(class, total) in &entry.histogram {
@@ -228,8 +333,34 @@ impl Source {
                 *old = total;
             }
         }
-        (new, histogram)
+        if is_said_again { Default::default() } else { (new, histogram) }
     }
+
+    /// Moves the baseline of one breaker, and says what it moved by. Totals begin anew with each epoch, and
+    /// where a worker has forgotten the rule in between.
+    fn advance_breaker(
+        &mut self,
+        counts: &BreakerCounts,
+        is_known: &dyn Fn(u64) -> bool,
+    ) -> Option<BreakerCounts> {
+        if !is_known(counts.generation) {
+            return None;
+        }
+        let is_said_again = !self.is_whole && self.breakers.get(&counts.generation).is_none();
+        let baseline = self.breakers.get_or_insert_with(counts.generation, || none_of(counts))?;
+        if baseline.epoch != counts.epoch || baseline.complete > counts.complete {
+            *baseline = none_of(counts);
+        }
+        let old = core::mem::replace(baseline, *counts);
+        let complete = counts.complete.saturating_sub(old.complete);
+        let bad = counts.bad.saturating_sub(old.bad);
+        (complete > 0 && !is_said_again).then_some(BreakerCounts { complete, bad, ..*counts })
+    }
+}
+
+/// A breaker of which nothing has been said in this epoch.
+fn none_of(counts: &BreakerCounts) -> BreakerCounts {
+    BreakerCounts { complete: 0, bad: 0, ..*counts }
 }
 
 impl Baseline {
@@ -239,13 +370,118 @@ impl Baseline {
 }
 
 impl Resource {
-    fn new(name: String) -> Self {
-        Self {
+    fn new(name: String, hash: u64, odd_windows: &[(u64, Span)]) -> Self {
+        let mut resource = Self {
             name,
-            seconds: LeapArray::new(Span::from_millis(500), 20),
+            seconds: LeapArray::new(HALF_SECOND, BUCKETS_MAX + 1),
             minute: LeapArray::new(Span::from_millis(1_000), 60),
             rt: LeapArray::new(Span::from_millis(1_000), 10),
-            gauges: Gauges::default(),
+            odd: Vec::new(),
+            gauges: [Metric::default(); GAUGES.len()],
+        };
+        resource.keep_odd(hash, odd_windows);
+        resource
+    }
+
+    /// Keeps the windows of this resource that are on the list, and begins those that are new.
+    fn keep_odd(&mut self, hash: u64, wanted: &[(u64, Span)]) {
+        let first = wanted.partition_point(|(resource, _)| *resource < hash);
+        let own = || {
+            let rest = wanted.iter().skip(first).take_while(|(resource, _)| *resource == hash);
+            rest.map(|(_, slice)| *slice)
+        };
+        self.odd.retain(|(slice, _)| own().any(|wanted| wanted == *slice));
+        for slice in own() {
+            if !self.odd.iter().any(|(known, _)| *known == slice) {
+                self.odd.push((slice, LeapArray::new(slice, 2)));
+            }
         }
+    }
+}
+
+/// Half seconds in a second.
+const SECOND_SLICES: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use alloc::{string::ToString as _, vec};
+
+    use super::*;
+
+    const RESOURCE: u64 = 7;
+
+    fn passed(sequence: u64, at: Nanos, pass: u64, breakers: Vec<BreakerCounts>) -> CounterFrame {
+        let name = Some("r".to_string());
+        let entry = FrameEntry { resource: RESOURCE, name, pass, breakers, ..Default::default() };
+        let at_ns = at.get();
+        CounterFrame { incarnation: 1, sequence, at_ns, entries: vec![entry], ..Default::default() }
+    }
+
+    fn fold(fold: &mut Fold, frame: CounterFrame) -> Vec<(Nanos, BreakerCounts)> {
+        let now = Nanos::new(frame.at_ns);
+        let mut news = BreakerNews { is_known: &|_| true, news: Vec::new() };
+        fold.fold(now, frame, 100, &mut news);
+        news.news
+    }
+
+    #[test]
+    fn the_longest_window_is_still_there_one_slice_later() {
+        let shape = WindowShape::for_flow(10_000);
+        let mut all = Fold::default();
+        assert_eq!(all.passed(Nanos::default(), RESOURCE, shape), None);
+        fold(&mut all, passed(1, Nanos::from_millis(20_000), 10, Vec::new()));
+        let later = Nanos::from_millis(30_000);
+        fold(&mut all, passed(2, later, 15, Vec::new()));
+
+        assert_eq!(all.passed(later, RESOURCE, shape), Some((5, 1.0)));
+    }
+
+    #[test]
+    fn an_odd_window_counts_from_the_resource_s_first_frame_on() {
+        let shape = WindowShape::for_flow(700);
+        let now = Nanos::from_millis(7_000);
+        let mut all = Fold::default();
+        all.keep_windows([(RESOURCE, shape), (8, shape)].into_iter());
+        fold(&mut all, passed(1, now, 10, Vec::new()));
+        assert_eq!(all.passed(now, RESOURCE, shape), Some((10, 0.0)));
+        let next = Nanos::from_millis(7_700);
+        assert_eq!(all.passed(next, RESOURCE, shape).map(|(passed, _)| passed), Some(0));
+
+        let other = WindowShape::for_flow(300);
+        all.keep_windows([(RESOURCE, other)].into_iter());
+        let slices: Vec<Span> =
+            all.resources.iter().flat_map(|(_, r)| r.odd.iter().map(|(slice, _)| *slice)).collect();
+        assert_eq!(slices, [Span::from_millis(300)]);
+    }
+
+    #[test]
+    fn what_a_worker_says_again_to_a_new_service_has_happened_before() {
+        let counts = |complete| BreakerCounts { generation: 1, epoch: 0, complete, bad: complete };
+        let at = Nanos::from_millis(60_000);
+        let shape = WindowShape::for_flow(1_000);
+        let mut all = Fold::default();
+        // It has only shown that it lives before it learned that the service is another one.
+        let alive = CounterFrame { entries: Vec::new(), ..passed(7, at, 0, Vec::new()) };
+        assert_eq!(fold(&mut all, alive), []);
+        assert_eq!(fold(&mut all, passed(8, at, 100, vec![counts(100)])), []);
+        assert_eq!(all.passed(at, RESOURCE, shape), Some((0, 0.0)));
+
+        let news = fold(&mut all, passed(9, at, 101, vec![counts(103)]));
+
+        assert_eq!(news, [(at, counts(3))]);
+        assert_eq!(all.passed(at, RESOURCE, shape), Some((1, 0.0)));
+    }
+
+    #[test]
+    fn what_workers_have_said_of_breakers_that_are_gone_is_forgotten() {
+        let counts = |generation| BreakerCounts { generation, epoch: 0, complete: 3, bad: 1 };
+        let at = Nanos::from_millis(1_000);
+        let mut all = Fold::default();
+        let news = fold(&mut all, passed(1, at, 1, vec![counts(1), counts(2)]));
+        assert_eq!(news, [(at, counts(1)), (at, counts(2))]);
+
+        all.forget_breakers(&|generation| generation == 2);
+        let news = fold(&mut all, passed(2, at, 1, vec![counts(1), counts(2)]));
+        assert_eq!(news, [(at, counts(1))], "the first is as new, the second is known");
     }
 }

@@ -1,18 +1,23 @@
 //! The singleton on Envoy's main thread: it sees everything and answers nobody.
 //!
 //! It drains the workers' frames, folds them into global windows, and says what holds for all: the rule
-//! set, its heartbeat, and which frames it has folded. Nothing on a request's way waits for it, so it may
-//! be late, silent or dead, and every limit stays exact.
+//! set, its heartbeat, which frames it has folded, and what has been decided by what they said: a breaker that
+//! opens, a proxy that is too busy. Nothing on a request's way waits for it, so it may be late, silent or dead, and
+//! every limit on tokens stays exact.
 
 use alloc::vec::Vec;
 
 use sentinel_core::{
     config::ServiceConfig,
-    rule::Rule,
+    ledger::breaker::BreakerState,
+    order::sort_by,
+    rule::{Keeps, Rule},
     stat::MetricBucket,
     time::{Nanos, Span},
 };
-use sentinel_wire::{DecodeError, frame::CounterFrame, key::Key, service::ServiceBeat};
+use sentinel_wire::{
+    DecodeError, frame::CounterFrame, key::Key, rules::RuleEntry, service::ServiceBeat,
+};
 
 use crate::{
     Next,
@@ -22,10 +27,14 @@ use crate::{
     telemetry::{Metric, Total},
 };
 
+mod breakers;
+mod decide;
 mod fold;
 mod publish;
 
-use fold::Fold;
+use breakers::Breakers;
+use decide::{Judge, Standing};
+use fold::{BreakerNews, Fold};
 use publish::Publication;
 
 /// How often the holder of the role shows that it lives, and sets its gauges: with each idle tick.
@@ -38,6 +47,9 @@ const ROLE_TTL: Span = Span::from_millis(2_000);
 
 /// How soon acknowledgements follow the frames.
 const ACK_MS: u32 = 10;
+
+/// The least time between two acknowledgements: less than [`ACK_MS`] by as much as a tick may come early.
+const ACK_LEAST: Span = Span::from_millis(9);
 
 /// The most frames of one drain: four for each of the most workers. What is over waits for the next tick.
 const DRAIN_MAX: usize = 1_024;
@@ -53,8 +65,14 @@ pub struct Service {
     role: Role,
     fold: Fold,
     publication: Publication,
+    standing: Standing,
+    breakers: Breakers,
+    judge: Judge,
     frame: Vec<u8>,
+    /// When the next heartbeat is due.
     beat_at: Nanos,
+    /// When the last one went.
+    beaten_at: Nanos,
     unacknowledged: bool,
     meters: Meters,
 }
@@ -72,6 +90,15 @@ enum Role {
         /// The frame queue; `None` if Envoy has refused to register it so far.
         queue: Option<Queue>,
     },
+}
+
+/// What it takes to act.
+struct Means<'a, H> {
+    host: &'a mut H,
+    shared: &'a mut Shared,
+    publication: &'a mut Publication,
+    standing: &'a mut Standing,
+    now: Nanos,
 }
 
 #[derive(Debug, Default)]
@@ -101,51 +128,70 @@ impl Service {
             role: Role::Waiting { said: false },
             fold: Fold::default(),
             publication,
+            standing: Standing::default(),
+            breakers: Breakers::default(),
+            judge: Judge::default(),
             frame: Vec::new(),
             beat_at: Nanos::default(),
+            beaten_at: Nanos::default(),
             unacknowledged: false,
             meters: Meters::default(),
         }
     }
 
-    /// Takes or keeps the role, drains, acknowledges, and says when it wants to be called again.
+    /// Takes or keeps the role, drains, decides, acknowledges, and says when it wants to be called again.
     pub fn tick<H: Host + Meter>(&mut self, host: &mut H) -> Next {
         let now = self.clock.now(host);
         self.take_role(host, now);
-        if !matches!(self.role, Role::Holder { .. }) {
+        if !self.holds_role(host, now) {
             return Next::IDLE;
         }
+        let (breakers, mut means) = self.breakers_and_means(host, now);
+        breakers.look_again(&mut means);
         let more = self.drain_queue(host, now);
+        self.decide(host, now);
         let due = now >= self.beat_at;
-        if due || self.unacknowledged {
+        if due || (self.unacknowledged && now.since(self.beaten_at) >= ACK_LEAST) {
             self.beat(host, now);
         }
         if due {
             self.beat_at = now + HEARTBEAT;
             let settings = &self.config.settings;
+            let live = Span::from_millis(u64::from(settings.worker_ttl_ms));
             let silence_ms = settings.worker_ttl_ms.saturating_add(settings.orphan_ttl_ms);
             self.fold.forget_silent(now, Span::from_millis(u64::from(silence_ms)));
-            self.fold.set_gauges(host, now);
+            self.fold.set_gauges(host, now, live);
+            self.breakers.report(host);
             self.meters
                 .frames_lost
                 .report(host, self.fold.frames_lost, |text| text.push_str("frames_lost"));
         }
-        if more { Next { period_ms: ACK_MS } } else { Next::IDLE }
+        self.next(more)
     }
 
-    /// Folds what the workers have sent. Envoy calls this for each frame.
+    /// Folds what the workers have sent, and decides by it. Envoy calls this for each frame.
     pub fn drain<H: Host + Meter>(&mut self, host: &mut H) -> Next {
         let now = self.clock.now(host);
-        self.drain_queue(host, now);
-        if self.unacknowledged { Next { period_ms: ACK_MS } } else { Next::IDLE }
+        if !self.holds_role(host, now) {
+            return Next::IDLE;
+        }
+        let more = self.drain_queue(host, now);
+        if self.judge.is_quick() {
+            self.decide(host, now);
+        } else {
+            self.standing.publish(host, &mut self.shared);
+        }
+        self.next(more)
     }
 
     /// Replaces the configuration. The new rule set is published if this instance is the service; an
     /// unchanged rule keeps its ledger.
     pub fn replace<H: Host + Meter>(&mut self, host: &mut H, config: ServiceConfig) {
+        let now = self.clock.now(host);
         self.config = config;
-        if matches!(self.role, Role::Holder { .. }) {
-            self.publication.publish(host, &mut self.shared, &self.config);
+        if self.holds_role(host, now) {
+            self.publish(host, now);
+            self.decide(host, now);
         }
     }
 
@@ -174,6 +220,55 @@ impl Service {
     /// Requests of a resource that are open in all workers, as far as their frames have been folded.
     pub fn in_flight(&self, resource: &[u8]) -> u64 {
         self.fold.in_flight(self.clock.hash(resource))
+    }
+
+    /// Whether it is time to ask Envoy's admin endpoint, at [`Service::stats_cluster`], for its statistics. Who is
+    /// told so asks, and calls [`Service::take_stats`] whatever comes of it.
+    pub fn stats_due<H: Host>(&mut self, host: &mut H) -> bool {
+        let now = self.clock.now(host);
+        self.is_holder()
+            && self.config.envoy_stats.is_some()
+            && self.judge.stats_due(now, &self.config.settings)
+    }
+
+    /// The cluster of Envoy's admin endpoint, if it was configured.
+    pub fn stats_cluster(&self) -> Option<&str> {
+        self.config.envoy_stats.as_deref()
+    }
+
+    /// Takes the text that Envoy's admin endpoint answers to `/stats`, and decides by it; `None` if the call has
+    /// failed.
+    pub fn take_stats<H: Host + Meter>(&mut self, host: &mut H, body: Option<&[u8]>) {
+        if let Some((cpu, memory_bytes)) = self.judge.read_stats(body) {
+            self.set_pressure(host, cpu, memory_bytes);
+        }
+    }
+
+    /// Takes in the pressure on the CPU, 0 to 1, and the memory in use, and decides by it; `None`: unknown. What is
+    /// older than three readings, and than `decisionsTtlMs`, is unknown as well.
+    pub fn set_pressure<H: Host + Meter>(
+        &mut self,
+        host: &mut H,
+        cpu: Option<f64>,
+        memory_bytes: Option<u64>,
+    ) {
+        let now = self.clock.now(host);
+        self.judge.set_pressure(now, cpu, memory_bytes);
+        if self.holds_role(host, now) {
+            self.decide(host, now);
+        }
+    }
+
+    /// The state of the breaker with this id, by its ledger; `None` if there is none, or if this instance is not
+    /// the service.
+    pub fn breaker_state<H: Host + Meter>(
+        &mut self,
+        host: &mut H,
+        id: &str,
+    ) -> Option<BreakerState> {
+        let now = self.clock.now(host);
+        let (breakers, mut means) = self.breakers_and_means(host, now);
+        breakers.state_of(id, &mut means)
     }
 
     /// Frames that never arrived.
@@ -206,7 +301,7 @@ impl Service {
             Err(_) => return,
         };
         let Some(conflict) = conflict else {
-            self.become_service(host);
+            self.become_service(host, now);
             return;
         };
         if let Role::Waiting { said: said @ false } = &mut self.role {
@@ -221,15 +316,104 @@ impl Service {
         }
     }
 
-    fn become_service<H: Host + Meter>(&mut self, host: &mut H) {
+    fn become_service<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
         self.role = Role::Holder { queue: host.register_queue().ok() };
-        self.publication.publish(host, &mut self.shared, &self.config);
+        self.beaten_at = now;
+        // If this is not the first time, another one has been the service in between.
+        self.fold.forget_workers();
+        self.breakers.doubt();
+        self.standing.doubt();
+        self.publish(host, now);
         self.meters.conflict.set(host, 0, |text| text.push_str("service_conflict"));
         log::info!(
             "service {:016x} started with rule set {}",
             self.instance,
             self.publication.version()
         );
+    }
+
+    /// Whether this instance is the service. One that was silent for so long that it may have lost the role
+    /// asks first.
+    fn holds_role<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) -> bool {
+        if self.is_holder() && now.since(self.beaten_at) > ROLE_TTL {
+            self.beat(host, now);
+        }
+        self.is_holder()
+    }
+
+    /// Publishes the rules, and takes up those for which it decides something.
+    fn publish<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
+        let Some(mut judged) = self.publication.publish(host, &mut self.shared, &self.config)
+        else {
+            // The last set stays in force.
+            return;
+        };
+        // Both want to find them by their generations.
+        sort_by(&mut judged, |a, b| a.generation.cmp(&b.generation));
+        let is_breaker = |entry: &mut RuleEntry| entry.rule.keeps() == Keeps::Breaker;
+        let of_breakers: Vec<RuleEntry> = judged.extract_if(.., is_breaker).collect();
+        self.judge.take_up(judged, &self.clock);
+        let (breakers, mut means) = self.breakers_and_means(host, now);
+        breakers.take_up(of_breakers, &mut means);
+        let (breakers, judge) = (&self.breakers, &self.judge);
+        self.fold.keep_windows(judge.windows());
+        self.fold.forget_breakers(&|generation| breakers.knows(generation));
+        self.standing.forget(&|generation| breakers.knows(generation) || judge.knows(generation));
+        if judge.reads_stats() && self.config.envoy_stats.is_none() {
+            log::warn!(
+                "rules ask for CPU or memory, and nothing tells them: CpuUsage rules pass everything, MemoryAdaptive \
+                 ones go by lowMemUsageThreshold. Add `envoyStats: {{cluster: ...}}` with the cluster of Envoy's own \
+                 admin endpoint"
+            );
+        }
+    }
+
+    /// Decides what the state of the world is, and tells the workers if that is new.
+    fn decide<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
+        let mut means = Means {
+            host,
+            shared: &mut self.shared,
+            publication: &mut self.publication,
+            standing: &mut self.standing,
+            now,
+        };
+        self.judge.judge(&self.fold, &self.config.settings, &mut means);
+        self.standing.publish(host, &mut self.shared);
+    }
+
+    fn breakers_and_means<'a, H>(
+        &'a mut self,
+        host: &'a mut H,
+        now: Nanos,
+    ) -> (&'a mut Breakers, Means<'a, H>) {
+        let means = Means {
+            host,
+            shared: &mut self.shared,
+            publication: &mut self.publication,
+            standing: &mut self.standing,
+            now,
+        };
+        (&mut self.breakers, means)
+    }
+
+    /// When there is something to do again. `more`: there are frames left.
+    fn next(&self, more: bool) -> Next {
+        let settings = &self.config.settings;
+        let mut period_ms = Next::IDLE.period_ms;
+        for (is_due, within_ms) in [
+            (more || self.unacknowledged, ACK_MS),
+            (self.breakers.are_busy() || self.judge.is_busy(), settings.flush_ms),
+            (!self.standing.is_written(), settings.flush_ms),
+            (
+                self.judge.reads_stats() && self.config.envoy_stats.is_some(),
+                settings.cpu_interval_ms,
+            ),
+        ] {
+            if is_due {
+                period_ms = period_ms.min(within_ms);
+            }
+        }
+        Next { period_ms }
     }
 
     /// Writes heartbeat and acknowledgements, unless somebody else has taken the role in between.
@@ -245,7 +429,10 @@ impl Service {
             }
         });
         match beaten.map(|beaten| beaten.result) {
-            Ok(true) => self.unacknowledged = false,
+            Ok(true) => {
+                self.unacknowledged = false;
+                self.beaten_at = now;
+            }
             Ok(false) => {
                 log::warn!("another service has taken the role: this one was silent for too long");
                 self.role = Role::Waiting { said: true };
@@ -265,7 +452,7 @@ impl Service {
         }
     }
 
-    /// Takes frames off the queue. `true` if there may be more.
+    /// Takes frames off the queue, and opens breakers by them. `true` if there may be more.
     fn drain_queue<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) -> bool {
         let Role::Holder { queue } = &mut self.role else { return false };
         let queue = match *queue {
@@ -283,8 +470,16 @@ impl Service {
             }
             match CounterFrame::decode(&self.frame) {
                 Ok(frame) => {
-                    self.fold.fold(now, frame, resources_max);
+                    let breakers = &self.breakers;
+                    let is_known = |generation| breakers.knows(generation);
+                    let mut of_breakers = BreakerNews { is_known: &is_known, news: Vec::new() };
+                    self.fold.fold(now, frame, resources_max, &mut of_breakers);
+                    let news = of_breakers.news;
                     self.unacknowledged = true;
+                    let (breakers, mut means) = self.breakers_and_means(host, now);
+                    for (at, new) in &news {
+                        breakers.count(*at, new, &mut means);
+                    }
                 }
                 Err(error) => {
                     self.fold.frames_lost = self.fold.frames_lost.saturating_add(1);
@@ -300,3 +495,6 @@ impl Service {
 fn announce<H: Host>(host: &mut H) {
     host.raise(Signal::Published);
 }
+
+#[cfg(test)]
+mod tests;
