@@ -1,8 +1,8 @@
 //! The host calls of proxy-wasm ABI 0.2.1 that we make, and the only unsafe code of the project.
 //!
 //! Each function turns pointers and a status into a value, once and here. What Envoy returns as bytes it
-//! has put into memory that it got from this module's own allocator (the SDK exports it as `malloc`), as a
-//! block of exactly the returned length: it becomes a `Vec` without a copy.
+//! has put into memory that it got from this module's own allocator (`malloc`, below), as a block of exactly the
+//! returned length: it becomes a `Vec` without a copy.
 
 #![expect(
     unsafe_code,
@@ -86,6 +86,20 @@ unsafe extern "C" {
     ) -> Status;
     fn proxy_set_tick_period_milliseconds(period: u32) -> Status;
     fn proxy_set_effective_context(context: u32) -> Status;
+    fn proxy_continue_stream(stream: u32) -> Status;
+    fn proxy_log(level: u32, message: *const u8, size: usize) -> Status;
+    fn proxy_http_call(
+        cluster: *const u8,
+        cluster_size: usize,
+        headers: *const u8,
+        headers_size: usize,
+        body: *const u8,
+        body_size: usize,
+        trailers: *const u8,
+        trailers_size: usize,
+        timeout_ms: u32,
+        call: *mut u32,
+    ) -> Status;
     fn proxy_send_local_response(
         status: u32,
         details: *const u8,
@@ -239,6 +253,41 @@ pub(crate) fn set_effective_context(context: u32) -> Result<(), HostError> {
     ok(unsafe { proxy_set_effective_context(context) })
 }
 
+/// Lets the paused request of the current context go on, when the callback has returned.
+pub(crate) fn continue_request() -> Result<(), HostError> {
+    const REQUEST: u32 = 0;
+    // SAFETY: a number only.
+    ok(unsafe { proxy_continue_stream(REQUEST) })
+}
+
+/// Writes a line into Envoy's log.
+pub(crate) fn log(level: u32, message: &str) {
+    // SAFETY: the pointer is to a live string of the length given. A log that refuses a line cannot be told so.
+    unsafe { proxy_log(level, message.as_ptr(), message.len()) };
+}
+
+/// Starts a call without a body to a cluster. Its end is a callback of the current context.
+pub(crate) fn http_call(cluster: &str, headers: &[u8], timeout_ms: u32) -> Result<(), HostError> {
+    let mut call = 0;
+    // An empty map of trailers is its number of pairs, 0.
+    let trailers = [0; 4];
+    // SAFETY: all pointers are to live slices of the lengths given, and to a live local.
+    ok(unsafe {
+        proxy_http_call(
+            cluster.as_ptr(),
+            cluster.len(),
+            headers.as_ptr(),
+            headers.len(),
+            "".as_ptr(),
+            0,
+            trailers.as_ptr(),
+            trailers.len(),
+            timeout_ms,
+            &raw mut call,
+        )
+    })
+}
+
 /// Answers the request instead of the upstream, when the callback has returned.
 pub(crate) fn send_local_response(
     status: u32,
@@ -286,13 +335,27 @@ fn ok(status: Status) -> Result<(), HostError> {
     }
 }
 
+/// Where Envoy puts what it returns as bytes: a block of just `size` bytes, which [`owned`] takes over. Null if there
+/// is no memory, which Envoy reports as the call's status.
+#[cfg(target_arch = "wasm32")]
+#[unsafe(export_name = "malloc")]
+extern "C" fn allocate(size: usize) -> *mut u8 {
+    use std::alloc::{Layout, alloc};
+
+    match Layout::array::<u8>(size) {
+        // SAFETY: the layout is not empty.
+        Ok(layout) if size > 0 => unsafe { alloc(layout) },
+        Ok(_) | Err(_) => null_mut(),
+    }
+}
+
 /// Takes over what the host has put into this module's memory.
 fn owned(data: *mut u8, size: usize) -> Vec<u8> {
     if data.is_null() || size == 0 {
-        // The allocator gives a dangling pointer for no bytes: nothing to free.
+        // There is no block of no bytes: nothing to free.
         return Vec::new();
     }
-    // SAFETY: the host got `data` from the SDK's allocation export, which leaks a boxed slice of just this
-    // size, and it hands each block over once.
+    // SAFETY: the host got `data` from `allocate`, by Rust's own allocator and for just this size and alignment, and
+    // it hands each block over once.
     unsafe { Vec::from_raw_parts(data, size, size) }
 }

@@ -34,20 +34,18 @@ impl EnvoyHost {
     /// Defines the signals and tests them: a `stats_matcher` that leaves out `wasmcustom` turns them into
     /// statistics that stay 0, and then keys of shared data carry them.
     pub fn new() -> Self {
-        let signals = [
-            signal_name(Signal::Published),
-            signal_name(Signal::GivenBack),
-            signal_name(Signal::Wanted),
-        ];
-        let defined = signals.map(|name| ffi::define_metric(COUNTER, name).ok());
+        let defined =
+            Signal::ALL.map(|signal| ffi::define_metric(COUNTER, signal_name(signal)).ok());
         let works = ffi::define_metric(COUNTER, "sentinel.signal.selftest").is_ok_and(|selftest| {
             let before = ffi::metric(selftest);
             ffi::increment_metric(selftest, 1);
             before.is_some() && ffi::metric(selftest) != before
         });
         let signals = match defined {
-            [Some(published), Some(given_back), Some(wanted)] if works => {
-                Some([published, given_back, wanted])
+            [Some(published), Some(given_back), Some(freed), Some(wanted), Some(decided)]
+                if works =>
+            {
+                Some([published, given_back, freed, wanted, decided])
             }
             _ => {
                 log::warn!(
@@ -232,7 +230,9 @@ const fn signal_name(signal: Signal) -> &'static str {
     match signal {
         Signal::Published => "sentinel.signal.published",
         Signal::GivenBack => "sentinel.signal.given_back",
+        Signal::Freed => "sentinel.signal.freed",
         Signal::Wanted => "sentinel.signal.wanted",
+        Signal::Decided => "sentinel.signal.decided",
     }
 }
 
@@ -240,6 +240,8 @@ const fn index(signal: Signal) -> u8 {
     match signal {
         Signal::Published => 0,
         Signal::GivenBack => 1,
-        Signal::Wanted => 2,
+        Signal::Freed => 2,
+        Signal::Wanted => 3,
+        Signal::Decided => 4,
     }
 }

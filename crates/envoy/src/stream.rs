@@ -1,4 +1,4 @@
-//! What the shells ask of Envoy about one stream or one plugin.
+//! What the shells ask of Envoy about one stream or one plugin, and make it do.
 //!
 //! Everything that a client sent is bytes, and nothing here can panic.
 
@@ -19,6 +19,12 @@ pub fn response_header(name: &str) -> Option<Vec<u8>> {
 /// A response trailer.
 pub fn response_trailer(name: &str) -> Option<Vec<u8>> {
     ffi::header(3, name)
+}
+
+/// Whether the current stream comes in: `xds.listener_direction` is anything but OUTBOUND.
+pub fn is_inbound() -> bool {
+    const OUTBOUND: [u8; 8] = 2_u64.to_le_bytes();
+    property("xds.listener_direction").as_deref() != Some(OUTBOUND.as_slice())
 }
 
 /// A property, by its path with dots, as Envoy documents its attributes (`xds.route_name`).
@@ -60,6 +66,43 @@ pub fn set_tick_period_of(root: u32, period_ms: u32, current: u32) -> Result<(),
     let set = ffi::set_tick_period(period_ms);
     ffi::set_effective_context(current)?;
     set
+}
+
+/// Lets the paused request `stream` go on, in a callback of the context `current`.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses: there is no such stream any more.
+pub fn resume_request(stream: u32, current: u32) -> Result<(), HostError> {
+    ffi::set_effective_context(stream)?;
+    let resumed = ffi::continue_request();
+    ffi::set_effective_context(current)?;
+    resumed
+}
+
+/// Asks `cluster` for `path`. The answer is a callback of the current context, within `timeout_ms`.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses: it knows no such cluster.
+pub fn http_get(cluster: &str, path: &str, timeout_ms: u32) -> Result<(), HostError> {
+    let headers = serialized(&[
+        (":method", b"GET"),
+        (":path", path.as_bytes()),
+        (":authority", cluster.as_bytes()),
+    ]);
+    ffi::http_call(cluster, &headers, timeout_ms)
+}
+
+/// The body of `size` bytes that a call of ours was answered with; `None` if it was not answered with status 200. Only in
+/// the callback that names the size.
+pub fn http_call_body(size: usize) -> Option<Vec<u8>> {
+    const CALL_HEADERS: u32 = 6;
+    const CALL_BODY: u32 = 4;
+    if ffi::header(CALL_HEADERS, ":status").as_deref() != Some(b"200") {
+        return None;
+    }
+    if size == 0 { Some(Vec::new()) } else { ffi::buffer(CALL_BODY, size) }
 }
 
 /// A reply instead of the upstream's.

@@ -1,20 +1,49 @@
 //! The filter: one VM on each of Envoy's worker threads, in the path of every request.
 //!
-//! A thin shell. It names the request's resource, asks the engine's worker, turns a refusal into a
-//! reply, and tells the worker of the request's end. No decision is taken here.
-
-#![expect(missing_docs, reason = "`proxy_wasm::main!` exports an undocumented `_initialize`")]
+//! A thin shell. It names the request's resource, asks the engine's worker, turns a refusal into a reply and a wait
+//! into a pause, and tells the worker of the request's end. No decision is taken here.
 
 #[cfg(feature = "faults")]
 mod faults;
+mod listener;
 mod reply;
-mod root;
-mod stream;
+mod request;
+mod streams;
 mod vm;
 
-use proxy_wasm::types::LogLevel;
+use sentinel_envoy::dispatch::{Flow, Shell};
 
-proxy_wasm::main! {{
-    proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|id| Box::new(root::FilterRoot::new(id)));
-}}
+/// What Envoy calls.
+struct Filter;
+
+sentinel_envoy::entry_points!(Filter);
+
+impl Shell for Filter {
+    fn create(context: u32, root: u32) {
+        vm::with(|vm| vm.create(context, root));
+    }
+
+    fn delete(context: u32) {
+        vm::with(|vm| vm.delete(context));
+    }
+
+    fn configure(root: u32, size: usize) -> bool {
+        listener::configure(root, size)
+    }
+
+    fn tick(root: u32) {
+        vm::with(|vm| vm.tick(root));
+    }
+
+    fn request_headers(stream: u32) -> Flow {
+        #[cfg(feature = "faults")]
+        if faults::obey() {
+            return Flow::Pause;
+        }
+        vm::with(|vm| vm.enter(stream)).unwrap_or(Flow::Continue)
+    }
+
+    fn log(stream: u32) {
+        vm::with(|vm| vm.end(stream));
+    }
+}

@@ -4,16 +4,26 @@
 //! contexts side by side in one VM. They are one worker all the same, and one of them drives its tick: a
 //! timer of each would wake the thread as many times. When the driver goes, another takes over.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, rc::Rc};
 
+use sentinel_core::config::FilterConfig;
 use sentinel_engine::{
+    Next,
     host::{Meter as _, MetricId, MetricKind},
-    worker::Worker,
+    worker::{Call, Outcome, Verdict, Worker},
 };
 use sentinel_envoy::{
     EnvoyHost,
+    dispatch::Flow,
     host::Calls,
-    stream::{set_tick_period, set_tick_period_of},
+    stream::{is_inbound, resume_request, set_tick_period, set_tick_period_of},
+};
+
+use crate::{
+    listener::Listener,
+    reply,
+    request::{Asked, outcome},
+    streams::{Stream, Streams},
 };
 
 /// The one worker of this VM, once a stream has been seen, and what it needs.
@@ -21,9 +31,10 @@ pub(crate) struct Vm {
     pub(crate) host: EnvoyHost,
     worker: Option<Worker>,
     /// A resource's name, while a request is being named.
-    pub(crate) name: Vec<u8>,
+    name: Vec<u8>,
     /// Root contexts that live, oldest first.
-    roots: Vec<u32>,
+    roots: Vec<Rc<Listener>>,
+    streams: Streams,
     driver: Option<Driver>,
     reported: Calls,
     shared_data_calls: Option<MetricId>,
@@ -38,7 +49,8 @@ struct Driver {
 }
 
 thread_local! {
-    static VM: RefCell<Option<Vm>> = const { RefCell::new(None) };
+    // Boxed: else its thousands of bytes stand in the module as they are before there is one.
+    static VM: RefCell<Option<Box<Vm>>> = const { RefCell::new(None) };
 }
 
 /// Runs `body` with this VM's state. `None` if it is in use already, which a callback never sees: none
@@ -46,7 +58,7 @@ thread_local! {
 pub(crate) fn with<R>(body: impl FnOnce(&mut Vm) -> R) -> Option<R> {
     VM.with(|vm| {
         let mut vm = vm.try_borrow_mut().ok()?;
-        Some(body(vm.get_or_insert_with(Vm::new)))
+        Some(body(vm.get_or_insert_with(|| Box::new(Vm::new()))))
     })
 }
 
@@ -60,6 +72,7 @@ impl Vm {
             worker: None,
             name: Vec::new(),
             roots: Vec::new(),
+            streams: Streams::new(),
             driver: None,
             reported: Calls::default(),
             shared_data_calls,
@@ -67,28 +80,87 @@ impl Vm {
         }
     }
 
-    /// `root` is configured. It drives at once where streams live that nobody ticks for: their own root
-    /// has been replaced.
-    pub(crate) fn join(&mut self, root: u32) {
-        if !self.roots.contains(&root) {
-            self.roots.push(root);
+    /// A context begins: a stream of the root `root`, or a root itself where that is 0.
+    pub(crate) fn create(&mut self, context: u32, root: u32) {
+        if root == 0 {
+            self.roots.push(Listener::new(context, FilterConfig::default()));
+        } else if let Some(listener) = self.roots.iter().find(|listener| listener.root == root) {
+            let listener = Rc::clone(listener);
+            self.streams.insert(Stream { id: context, listener, entry: None });
         }
-        self.wake(root, root);
+    }
+
+    /// A context goes. For streams `end` came before, but a permit that would never come back is worth a second look.
+    /// (Of roots `proxy_on_done` speaks as well, and of every stream.)
+    pub(crate) fn delete(&mut self, context: u32) {
+        self.end(context);
+        self.leave(context);
+    }
+
+    /// A root is configured. It drives at once where streams live that nobody ticks for: their own root
+    /// has been replaced.
+    pub(crate) fn join(&mut self, listener: Rc<Listener>) {
+        let root = listener.root;
+        self.roots.retain(|other| other.root != root);
+        self.roots.push(listener);
+        self.wake(root, root, false);
     }
 
     /// `root` goes, and its timer with it: Envoy would let that run on for ever.
-    pub(crate) fn leave(&mut self, root: u32) {
-        self.roots.retain(|&other| other != root);
+    fn leave(&mut self, root: u32) {
+        self.roots.retain(|other| other.root != root);
         let Some(driver) = self.driver.take_if(|driver| driver.root == root) else { return };
         arm(root, 0, root);
-        let heir = self.roots.iter().rev().find(|&&heir| arm(heir, driver.period_ms, root));
-        self.driver = heir.map(|&heir| Driver { root: heir, ..driver });
+        let mut roots = self.roots.iter().rev().map(|heir| heir.root);
+        let heir = roots.find(|&heir| arm(heir, driver.period_ms, root));
+        self.driver = heir.map(|root| Driver { root, ..driver });
     }
 
-    /// The worker and the host; the first call makes this VM a worker.
-    pub(crate) fn worker(&mut self) -> (&mut Worker, &mut EnvoyHost) {
+    /// The headers of a request are there. The first one makes this VM a worker.
+    pub(crate) fn enter(&mut self, id: u32) -> Flow {
+        let Some(stream) = self.streams.get_mut(id) else { return Flow::Continue };
+        let listener = Rc::clone(&stream.listener);
+        let config = &listener.config;
         let host = &mut self.host;
-        (self.worker.get_or_insert_with(|| Worker::start(host)), host)
+        let worker = self.worker.get_or_insert_with(|| Worker::start(host));
+        let mut request = Asked::new(config);
+        request.write_name(&mut self.name);
+        let call = Call {
+            resource: &self.name,
+            batch: 1,
+            // Listeners with the same configuration are one root context, so each stream is asked, but only where a
+            // rule wants to know.
+            inbound: !worker.asks_direction() || is_inbound(),
+            stream: id,
+            before_first_rules: config.before_first_rules,
+        };
+        let (flow, waits) = match worker.enter(host, &call, &mut request) {
+            Verdict::Pass(entry) => {
+                stream.entry = Some(entry);
+                (Flow::Continue, false)
+            }
+            Verdict::Wait(entry, _) => {
+                stream.entry = Some(entry);
+                (Flow::Pause, true)
+            }
+            Verdict::Blocked(blocked) => {
+                reply::send(&blocked, &self.name, config.expose_rule);
+                (Flow::Pause, false)
+            }
+        };
+        self.wake(listener.root, id, waits);
+        flow
+    }
+
+    /// A stream has ended, maybe while it still waited.
+    pub(crate) fn end(&mut self, id: u32) {
+        let Some(Stream { listener, entry: Some(entry), .. }) = self.streams.remove(id) else {
+            return;
+        };
+        let Some(worker) = &mut self.worker else { return };
+        let outcome = if entry.needs_status() { outcome() } else { Outcome::OK };
+        worker.exit(&mut self.host, entry, outcome);
+        self.wake(listener.root, id, false);
     }
 
     /// The timer of `root` has fired.
@@ -99,19 +171,31 @@ impl Vm {
             arm(root, 0, root);
             return;
         };
-        let next = worker.tick(&mut self.host);
+        worker.tick(&mut self.host);
+        while let Some(stream) = worker.due(&mut self.host) {
+            // Refused for a stream that is gone, whose end is told by a callback of its own.
+            if resume_request(stream, root).is_err() {
+                log::debug!("stream {stream} has gone while it waited");
+            }
+        }
+        let next = worker.next(&mut self.host);
         self.report_calls();
         self.drive(root, next.period_ms, root);
     }
 
-    /// A stream or root `current` of `root` may have given the worker something to do.
-    pub(crate) fn wake(&mut self, root: u32, current: u32) {
+    /// A stream or root `current` of `root` may have given the worker something to do, or `waits` until a time.
+    fn wake(&mut self, root: u32, current: u32, waits: bool) {
         let Some(worker) = &self.worker else { return };
-        let busy_ms = worker.busy().period_ms;
         match self.driver {
-            Some(driver) if driver.period_ms <= busy_ms => {}
-            Some(driver) => self.drive(driver.root, busy_ms, current),
-            None => self.drive(root, busy_ms, current),
+            // Whoever waits has a timer in time already, and everything else has until the next tick.
+            Some(driver) if !waits && driver.period_ms < Next::IDLE.period_ms => {}
+            driver => {
+                let busy_ms = worker.busy().period_ms;
+                if driver.is_none_or(|driver| busy_ms < driver.period_ms) {
+                    let driver = driver.map_or(root, |driver| driver.root);
+                    self.drive(driver, busy_ms, current);
+                }
+            }
         }
     }
 
@@ -121,7 +205,8 @@ impl Vm {
         let driver = Driver { root, period_ms };
         let armed = self.driver.is_some_and(|now| now.root == root && now.period_ms == period_ms);
         if !armed {
-            let lives = self.roots.contains(&root) && arm(root, period_ms, current);
+            let lives = self.roots.iter().any(|listener| listener.root == root)
+                && arm(root, period_ms, current);
             self.driver = lives.then_some(driver);
         }
     }

@@ -1,14 +1,38 @@
 //! The service: a singleton on Envoy's main thread.
 //!
-//! A thin shell around the engine's service: configuration, timer, queue.
-
-#![expect(missing_docs, reason = "`proxy_wasm::main!` exports an undocumented `_initialize`")]
+//! A thin shell around the engine's service: configuration, timer, queue, and what Envoy's own statistics say of CPU
+//! and memory.
 
 mod root;
 
-use proxy_wasm::types::LogLevel;
+use sentinel_envoy::dispatch::Shell;
 
-proxy_wasm::main! {{
-    proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|_| Box::new(root::ServiceRoot::default()));
-}}
+/// What Envoy calls.
+struct Module;
+
+sentinel_envoy::entry_points!(Module);
+
+impl Shell for Module {
+    /// A root is of no interest before it has a configuration.
+    fn create(_context: u32, _root: u32) {}
+
+    fn delete(context: u32) {
+        root::leave(context);
+    }
+
+    fn configure(root: u32, size: usize) -> bool {
+        root::configure(root, size)
+    }
+
+    fn tick(root: u32) {
+        root::with(root, root::Live::tick);
+    }
+
+    fn queue_ready(root: u32) {
+        root::with(root, root::Live::drain);
+    }
+
+    fn http_response(root: u32, headers: usize, size: usize) {
+        root::with(root, |live| live.take_stats(headers, size));
+    }
+}

@@ -1,96 +1,160 @@
-//! The service's configuration, its timer and its queue.
+//! The service's configuration, its timer, its queue and its questions to Envoy.
 
-use proxy_wasm::{
-    traits::{Context, RootContext},
-    types::ContextType,
-};
+use std::cell::RefCell;
+
 use sentinel_core::config::ServiceConfig;
 use sentinel_engine::{Next, document, service::Service};
 use sentinel_envoy::{
     EnvoyHost,
-    stream::{plugin_configuration, set_tick_period},
+    stream::{http_call_body, http_get, plugin_configuration, set_tick_period},
 };
 
-/// The root context of `envoy.bootstrap.wasm`. Its twin in the stats sinks is this very instance where Envoy
+/// A root context of `envoy.bootstrap.wasm`. Its twin in the stats sinks is this very instance where Envoy
 /// sees the same bytes (a `StringValue`), and else a second one in the same VM, which waits for the role.
-#[derive(Default)]
-pub(crate) struct ServiceRoot {
-    live: Option<Live>,
-}
-
-struct Live {
+pub(crate) struct Live {
+    root: u32,
     host: EnvoyHost,
     service: Service,
     armed_ms: u32,
+    /// Whether it has been said that Envoy does not answer about its statistics.
+    has_complained: bool,
     #[cfg(feature = "faults")]
     fault: Fault,
+}
+
+thread_local! {
+    static ROOTS: RefCell<Vec<Live>> = const { RefCell::new(Vec::new()) };
 }
 
 /// How soon after its configuration an instance becomes the service. A VM that Envoy only tries the
 /// configuration on is gone by then.
 const FIRST_TICK_MS: u32 = 20;
 
-impl Context for ServiceRoot {}
+/// Just the statistics that rules may need, of Envoy's admin endpoint:
+/// `^(server[.]memory_allocated|overload[.]envoy[.]resource_monitors[.]cpu_utilization[.]pressure)$`.
+const STATS: &str = "/stats?filter=%5E(server%5B.%5Dmemory_allocated%7Coverload%5B.%5Denvoy%5B.%5D\
+                     resource_monitors%5B.%5Dcpu_utilization%5B.%5Dpressure)%24";
 
-impl RootContext for ServiceRoot {
-    fn on_configure(&mut self, size: usize) -> bool {
-        if let Some(function) = EnvoyHost::refused_function() {
-            log::error!(
-                "service: Envoy refuses {function}: allow it in capability_restriction_config"
-            );
-            return false;
+/// Longer than any stall of the main thread that is worth waiting for.
+const STATS_TIMEOUT_MS: u32 = 1_000;
+
+/// Runs `body` with the root `root`, if that is configured.
+pub(crate) fn with(root: u32, body: impl FnOnce(&mut Live)) {
+    ROOTS.with(|roots| {
+        // In use already never: nothing of ours calls back into Envoy's dispatch.
+        let Ok(mut roots) = roots.try_borrow_mut() else { return };
+        if let Some(live) = roots.iter_mut().find(|live| live.root == root) {
+            body(live);
         }
-        let config = match document::configuration(&plugin_configuration(size)) {
-            Ok(node) => ServiceConfig::from_node(&node),
-            Err(error) => Err(error.in_source("configuration").into()),
-        };
-        match config {
-            Ok(config) => {
-                let mut host = EnvoyHost::new();
-                let service = Service::configure(&mut host, config);
-                let mut live = Live {
-                    #[cfg(feature = "faults")]
-                    fault: Fault::new(&mut host),
-                    host,
-                    service,
-                    armed_ms: 0,
-                };
-                live.arm(Next { period_ms: FIRST_TICK_MS });
-                self.live = Some(live);
-                true
-            }
-            Err(refusals) => {
-                for line in refusals.lines() {
-                    log::error!("service: {line}");
+    });
+}
+
+/// The root `root` is gone.
+pub(crate) fn leave(root: u32) {
+    ROOTS.with(|roots| {
+        if let Ok(mut roots) = roots.try_borrow_mut() {
+            roots.retain(|live| live.root != root);
+        }
+    });
+}
+
+/// Takes a configuration, or says what is wrong with it and refuses it.
+pub(crate) fn configure(root: u32, size: usize) -> bool {
+    if let Some(function) = EnvoyHost::refused_function() {
+        log::error!("service: Envoy refuses {function}: allow it in capability_restriction_config");
+        return false;
+    }
+    let config = match document::configuration(&plugin_configuration(size)) {
+        Ok(node) => ServiceConfig::from_node(&node),
+        Err(error) => Err(error.in_source("configuration").into()),
+    };
+    match config {
+        Ok(config) => {
+            leave(root);
+            let live = Live::new(root, config);
+            ROOTS.with(|roots| {
+                if let Ok(mut roots) = roots.try_borrow_mut() {
+                    roots.push(live);
                 }
-                false
+            });
+            true
+        }
+        Err(refusals) => {
+            for line in refusals.lines() {
+                log::error!("service: {line}");
             }
+            false
         }
-    }
-
-    fn on_tick(&mut self) {
-        let Some(live) = &mut self.live else { return };
-        #[cfg(feature = "faults")]
-        live.fault.obey();
-        let next = live.service.tick(&mut live.host);
-        live.arm(next);
-    }
-
-    fn on_queue_ready(&mut self, _queue: u32) {
-        let Some(live) = &mut self.live else { return };
-        let next = live.service.drain(&mut live.host);
-        // Only ever sooner: the timer itself says when there is time again.
-        if next.period_ms < live.armed_ms {
-            live.arm(next);
-        }
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
     }
 }
 
 impl Live {
+    fn new(root: u32, config: ServiceConfig) -> Self {
+        let mut host = EnvoyHost::new();
+        let service = Service::configure(&mut host, config);
+        let mut live = Self {
+            root,
+            #[cfg(feature = "faults")]
+            fault: Fault::new(&mut host),
+            host,
+            service,
+            armed_ms: 0,
+            has_complained: false,
+        };
+        live.arm(Next { period_ms: FIRST_TICK_MS });
+        live
+    }
+
+    /// The timer has fired.
+    pub(crate) fn tick(&mut self) {
+        #[cfg(feature = "faults")]
+        self.fault.obey();
+        let next = self.service.tick(&mut self.host);
+        if self.service.stats_due(&mut self.host) {
+            self.ask_stats();
+        }
+        self.arm(next);
+    }
+
+    /// Something stands in the queue.
+    pub(crate) fn drain(&mut self) {
+        let next = self.service.drain(&mut self.host);
+        // Only ever sooner: the timer itself says when there is time again.
+        if next.period_ms < self.armed_ms {
+            self.arm(next);
+        }
+    }
+
+    /// Envoy's admin endpoint has answered, or has not.
+    pub(crate) fn take_stats(&mut self, headers: usize, size: usize) {
+        let body = if headers > 0 { http_call_body(size) } else { None };
+        match &body {
+            Some(_) => self.has_complained = false,
+            None => self
+                .complain("does not answer /stats with status 200: is it Envoy's admin endpoint?"),
+        }
+        self.service.take_stats(&mut self.host, body.as_deref());
+    }
+
+    fn ask_stats(&mut self) {
+        let cluster = self.service.stats_cluster().unwrap_or_default();
+        if http_get(cluster, STATS, STATS_TIMEOUT_MS).is_err() {
+            self.complain("is none that Envoy knows: add a static cluster of its admin endpoint");
+            self.service.take_stats(&mut self.host, None);
+        }
+    }
+
+    /// Says once what is wrong; again after it was right.
+    fn complain(&mut self, problem: &str) {
+        if !self.has_complained {
+            self.has_complained = true;
+            let cluster = self.service.stats_cluster().unwrap_or_default();
+            log::warn!(
+                "service: the cluster `{cluster}` (envoyStats) {problem}. Until then rules that need CPU or memory do without"
+            );
+        }
+    }
+
     fn arm(&mut self, next: Next) {
         if self.armed_ms != next.period_ms && set_tick_period(next.period_ms).is_ok() {
             self.armed_ms = next.period_ms;

@@ -124,6 +124,7 @@ const CRATES: [(&str, &[&str]); 2] = [
             "proxy_on_configure",
             "proxy_on_context_create",
             "proxy_on_delete",
+            "proxy_on_http_call_response",
             "proxy_on_queue_ready",
             "proxy_on_tick",
             "proxy_on_vm_start",

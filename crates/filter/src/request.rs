@@ -1,0 +1,108 @@
+//! One request as its headers are read: each read costs 1.4 to 2 µs, so nothing is read that nobody asks for, and
+//! the path, which both naming and rules may ask for, once.
+
+use sentinel_core::{
+    config::{FilterConfig, Origin},
+    param::{Param, ParamValue, Request, address_without_port, cookie, path_segment, query_param},
+    resource::{RequestParts, ResourceFrom},
+};
+use sentinel_engine::worker::Outcome;
+use sentinel_envoy::stream::{property, request_header, response_header, response_trailer};
+
+/// The request of the current callback.
+pub(crate) struct Asked<'a> {
+    config: &'a FilterConfig,
+    path: Option<Vec<u8>>,
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn new(config: &'a FilterConfig) -> Self {
+        Self { config, path: None }
+    }
+
+    /// Replaces what stands in `name` by what the request is called.
+    pub(crate) fn write_name(&mut self, name: &mut Vec<u8>) {
+        let resource = &self.config.resource;
+        let mut parts = RequestParts::default();
+        let read;
+        match resource.from() {
+            ResourceFrom::MethodPath => {
+                read = request_header(":method").unwrap_or_default();
+                parts.method = &read;
+                parts.path = self.path_bytes();
+            }
+            ResourceFrom::Path => parts.path = self.path_bytes(),
+            ResourceFrom::Authority => {
+                read = request_header(":authority").unwrap_or_default();
+                parts.authority = &read;
+            }
+            ResourceFrom::Route => {
+                read = property("xds.route_name").unwrap_or_default();
+                parts.route = &read;
+            }
+            ResourceFrom::Cluster => {
+                read = property("xds.cluster_name").unwrap_or_default();
+                parts.cluster = &read;
+            }
+            ResourceFrom::Header(from) => {
+                read = request_header(from).unwrap_or_default();
+                parts.header = Some(&read);
+            }
+        }
+        resource.write_name(&parts, name);
+    }
+
+    fn path_bytes(&mut self) -> &[u8] {
+        self.path.get_or_insert_with(|| request_header(":path").unwrap_or_default())
+    }
+}
+
+impl Request for Asked<'_> {
+    fn param(&mut self, param: &Param) -> Option<ParamValue> {
+        let bytes = match param {
+            Param::Header(name) => request_header(name),
+            Param::Query(name) => query_param(self.path_bytes(), name),
+            Param::Cookie(name) => cookie(&request_header("cookie")?, name),
+            Param::ClientIp => client_ip(),
+            Param::PathSegment(number) => path_segment(self.path_bytes(), *number),
+            Param::Attachment(_) => None,
+        };
+        bytes.map(ParamValue::Bytes)
+    }
+
+    fn arg(&mut self, index: i32) -> Option<ParamValue> {
+        let args = &self.config.args;
+        let distance = usize::try_from(index.unsigned_abs()).ok()?;
+        let place = if index < 0 { args.len().checked_sub(distance)? } else { distance };
+        self.param(args.get(place)?)
+    }
+
+    fn origin(&mut self) -> Vec<u8> {
+        match &self.config.origin {
+            Some(Origin::Header(name)) => request_header(name).unwrap_or_default(),
+            Some(Origin::ClientIp) => client_ip().unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+
+    fn path(&mut self) -> Vec<u8> {
+        self.path_bytes().to_vec()
+    }
+}
+
+/// The client's address, which Envoy takes from `x-forwarded-for` only as far as it trusts that.
+fn client_ip() -> Option<Vec<u8>> {
+    property("source.address").map(|address| address_without_port(&address).to_vec())
+}
+
+/// How the request of the current callback has ended: no status where there was no response, because of a reset. A reply
+/// of Envoy's own, such as 503 or 504, is a response.
+pub(crate) fn outcome() -> Outcome {
+    let number =
+        |bytes: Vec<u8>| -> Option<u16> { core::str::from_utf8(&bytes).ok()?.parse().ok() };
+    let grpc = response_trailer("grpc-status").or_else(|| response_header("grpc-status"));
+    Outcome {
+        http_status: response_header(":status").and_then(number),
+        grpc_status: grpc.and_then(number).map(u32::from),
+    }
+}

@@ -1,0 +1,82 @@
+//! The streams that this VM knows.
+//!
+//! Envoy numbers contexts one after the other, so that the low bits of a number spread those that live at a time evenly:
+//! a list for each of their values finds a stream in a few steps, in a tenth of a hash map's code.
+
+use std::rc::Rc;
+
+use sentinel_engine::worker::Entry;
+
+use crate::listener::Listener;
+
+/// A stream context.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// The context's number.
+    pub(crate) id: u32,
+    pub(crate) listener: Rc<Listener>,
+    /// What must be given back at its end; `None` also where it was refused.
+    pub(crate) entry: Option<Entry>,
+}
+
+/// Streams by number.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    lists: [Vec<Stream>; LISTS],
+}
+
+/// At 10,000 streams at a time, a list has 40.
+const LISTS: usize = 256;
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        Self { lists: [const { Vec::new() }; LISTS] }
+    }
+
+    pub(crate) fn insert(&mut self, stream: Stream) {
+        let [list, ..] = stream.id.to_le_bytes();
+        if let Some(list) = self.lists.get_mut(usize::from(list)) {
+            list.push(stream);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: u32) -> Option<Stream> {
+        let (list, place) = self.find(id)?;
+        Some(list.swap_remove(place))
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut Stream> {
+        let (list, place) = self.find(id)?;
+        list.get_mut(place)
+    }
+
+    fn find(&mut self, id: u32) -> Option<(&mut Vec<Stream>, usize)> {
+        let [list, ..] = id.to_le_bytes();
+        let list = self.lists.get_mut(usize::from(list))?;
+        let place = list.iter().position(|stream| stream.id == id)?;
+        Some((list, place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sentinel_core::config::FilterConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_is_found_among_all_others_until_it_is_taken_out() {
+        let listener = Listener::new(1, FilterConfig::default());
+        let mut streams = Streams::new();
+        for id in 2..2_000 {
+            streams.insert(Stream { id, listener: Rc::clone(&listener), entry: None });
+        }
+        for id in (2..2_000).filter(|id| id % 3 == 0) {
+            assert_eq!(streams.remove(id).map(|stream| stream.id), Some(id));
+        }
+        for id in 0..2_100 {
+            let is_there = (2..2_000).contains(&id) && id % 3 != 0;
+            assert_eq!(streams.get_mut(id).map(|stream| stream.id), is_there.then_some(id));
+        }
+    }
+}
