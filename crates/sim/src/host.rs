@@ -7,11 +7,14 @@
 use std::{cell::RefCell, fmt, rc::Rc};
 
 use corosensei::Yielder;
-use sentinel_core::ledger::RateLedger;
+use sentinel_core::ledger::Stamp;
 use sentinel_engine::host::{
     Cas, Host, HostError, Meter, MetricId, MetricKind, Queue, Signal, Stored,
 };
-use sentinel_wire::{key::Key, ledger};
+use sentinel_wire::{
+    key::Key,
+    ledger::{self, Value},
+};
 
 use crate::{
     process::Process,
@@ -31,8 +34,26 @@ pub struct SimHost<'y> {
 pub(crate) struct Seen {
     /// What the monotonic clock said last.
     pub(crate) monotonic_ns: u64,
-    /// Ledgers as they were read, with their slots.
-    pub(crate) ledgers: Vec<(u32, RateLedger)>,
+    /// Ledgers and sets as they were read.
+    pub(crate) loaded: Vec<(Key, Stamp, Value)>,
+    /// Those that were written, and how many had been read by then.
+    pub(crate) stored: Vec<(Key, Stamp, Value, usize)>,
+}
+
+impl Seen {
+    fn forget(&mut self) {
+        self.loaded.clear();
+        self.stored.clear();
+    }
+
+    fn note(&mut self, key: Key, value: &[u8], stored: Stored) {
+        if stored == Stored::Done
+            && matches!(key, Key::Ledger(_) | Key::Set(_))
+            && let Ok((stamp, value)) = ledger::decode(value)
+        {
+            self.stored.push((key, stamp, value, self.loaded.len()));
+        }
+    }
 }
 
 /// One call, for the trace.
@@ -133,22 +154,35 @@ impl Host for SimHost<'_> {
     fn load(&mut self, key: Key, value: &mut Vec<u8>) -> Result<Option<Cas>, HostError> {
         let cas = self.call(Call::Load(key), |process| process.load(key, value));
         match key {
-            Key::Ledger(slot) => {
-                self.seen.ledgers.extend(ledger::decode(value).ok().map(|ledger| (slot, ledger)));
+            Key::Ledger(_) | Key::Set(_) => {
+                if let Ok((stamp, value)) = ledger::decode(value) {
+                    self.seen.loaded.push((key, stamp, value));
+                }
             }
             // A request that takes up rules starts again, by the time at which it came.
-            Key::Rules => self.seen.ledgers.clear(),
-            Key::Seeds | Key::Workers | Key::Service | Key::Missing | Key::Signal(_) => {}
+            Key::Rules => self.seen.forget(),
+            Key::Seeds
+            | Key::Workers
+            | Key::Service
+            | Key::Missing
+            | Key::Decisions
+            | Key::Signal(_) => {}
         }
         Ok(cas)
     }
 
     fn store(&mut self, key: Key, value: &[u8], expected: Cas) -> Result<Stored, HostError> {
-        Ok(self.call(Call::Store(key), |process| process.store(key, value, expected)))
+        let vm = self.vm;
+        let stored = self.call(Call::Store(key), |process| process.store(vm, key, value, expected));
+        self.seen.note(key, value, stored);
+        Ok(stored)
     }
 
     fn create(&mut self, key: Key, value: &[u8]) -> Result<Stored, HostError> {
-        Ok(self.call(Call::Create(key), |process| process.create(key, value)))
+        let vm = self.vm;
+        let stored = self.call(Call::Create(key), |process| process.create(vm, key, value));
+        self.seen.note(key, value, stored);
+        Ok(stored)
     }
 
     fn register_queue(&mut self) -> Result<Queue, HostError> {

@@ -9,6 +9,7 @@
 
 pub mod host;
 pub mod process;
+pub mod rules;
 pub mod scenario;
 pub mod shared_data;
 pub mod shared_queue;
@@ -20,4 +21,5 @@ mod thread;
 mod vm;
 mod world;
 
+pub use checker::Moves;
 pub use run::{Failure, Options, Report, run, run_many, run_scenario};

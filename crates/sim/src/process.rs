@@ -34,6 +34,10 @@ pub struct Process {
 /// A write that went through.
 #[derive(Debug)]
 pub struct Write {
+    /// By whom.
+    pub vm: u32,
+    /// When, in monotonic nanoseconds.
+    pub at_ns: u64,
     /// What was written.
     pub key: Key,
     /// To this value.
@@ -79,19 +83,19 @@ impl Process {
         Some(Cas(token))
     }
 
-    pub(crate) fn store(&mut self, key: Key, value: &[u8], expected: Cas) -> Stored {
+    pub(crate) fn store(&mut self, vm: u32, key: Key, value: &[u8], expected: Cas) -> Stored {
         key.write_name(&mut self.name);
         if self.shared_data.set(&self.name, value, expected.0).is_err() {
             return Stored::Mismatch;
         }
         if let Some(journal) = &mut self.journal {
-            journal.push(Write { key, value: value.to_vec() });
+            journal.push(Write { vm, at_ns: self.monotonic_ns, key, value: value.to_vec() });
         }
         Stored::Done
     }
 
-    pub(crate) fn create(&mut self, key: Key, value: &[u8]) -> Stored {
-        self.store(key, value, Cas(IMPOSSIBLE))
+    pub(crate) fn create(&mut self, vm: u32, key: Key, value: &[u8]) -> Stored {
+        self.store(vm, key, value, Cas(IMPOSSIBLE))
     }
 
     pub(crate) fn register_queue(&mut self, vm: u32) -> u32 {
@@ -115,11 +119,13 @@ impl Process {
     }
 
     pub(crate) fn signal(&mut self, signal: Signal) -> &mut u64 {
-        let [published, given_back, wanted] = &mut self.signals;
+        let [published, given_back, freed, wanted, decided] = &mut self.signals;
         match signal {
             Signal::Published => published,
             Signal::GivenBack => given_back,
+            Signal::Freed => freed,
             Signal::Wanted => wanted,
+            Signal::Decided => decided,
         }
     }
 }

@@ -12,10 +12,13 @@ use std::{
     thread,
 };
 
-use sentinel_core::{rule::Rule, time::Nanos};
+use sentinel_core::{
+    rule::{Control, Rule, Target, TokenCalculate},
+    time::Nanos,
+};
 
 use crate::{
-    checker::{Broken, WindowUse},
+    checker::{Broken, Moves, WindowUse},
     scenario::{Pattern, Scenario},
     vm::{Counted, Done, Order},
     world::World,
@@ -41,6 +44,14 @@ pub struct Report {
     pub admitted: u64,
     /// What refused requests counted.
     pub refused: u64,
+    /// What requests counted that waited for their slot.
+    pub waited: u64,
+    /// How long after its slot the latest of them went on, in nanoseconds.
+    pub latest: u64,
+    /// How breakers have moved.
+    pub moves: Moves,
+    /// Breakers that are not closed at the end.
+    pub not_closed: usize,
     /// Host calls.
     pub calls: u64,
     /// VMs that trapped.
@@ -195,16 +206,26 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
     if keys > most {
         return Err(format!("shared data has {keys} keys, and {most} are enough"));
     }
-    // A worker sends once a second, and no more when the service has been silent for three.
-    let backlog_most = 6 * (scenario.workers + scenario.faults.len());
+    // A worker sends once a second, and no more when the service has been silent for three; where a rule waits
+    // for what it says, each 5 ms.
+    let each = if scenario.needs_service() { 3_100 / 5 } else { 6 };
+    let backlog_most = each * (scenario.workers + scenario.faults.len());
     if world.report.backlog > backlog_most {
         let backlog = world.report.backlog;
         return Err(format!(
             "{backlog} frames waited in the queue, and {backlog_most} are too many"
         ));
     }
+    world.checker.no_permits_are_held(&world.workers)?;
     if scenario.is_faultless() {
-        world.checker.nothing_is_held(world.clock())?;
+        world.checker.nothing_is_held(world.clock(), &world.workers)?;
+        let (unused, lost) =
+            (world.checker.slots_unused(), world.stat("sentinel.pacing_slots_lost"));
+        if unused > lost {
+            return Err(format!(
+                "{unused} slots were taken and not used, and {lost} count as lost"
+            ));
+        }
         check_windows_of_service(world, scenario)?;
         check_hardly_under(world, scenario)?;
     }
@@ -217,6 +238,8 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
         world.report.windows.push(uses.iter().map(|window| window.admitted).collect());
         world.report.stranded.push(world.checker.stranded(rule.id()));
     }
+    world.report.moves = world.checker.moves;
+    world.report.not_closed = world.checker.not_closed();
     world.report.cas_retries = world.stat("sentinel.cas_retries");
     Ok(())
 }
@@ -226,7 +249,8 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
 fn check_windows_of_service(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broken> {
     const REMEMBERED: u64 = 9_000_000_000;
     let ruled_by = |rules: &'_ [Rule]| -> BTreeSet<String> {
-        rules.iter().map(|rule| rule.resource().to_owned()).collect()
+        let named = rules.iter().filter(|rule| matches!(rule.target(), Some(Target::Resource(_))));
+        named.map(|rule| rule.resource().to_owned()).collect()
     };
     let sets: Vec<BTreeSet<String>> =
         scenario.rule_sets.iter().map(|(_, rules)| ruled_by(rules)).collect();
@@ -266,9 +290,15 @@ fn check_hardly_under(world: &World<'_>, scenario: &Scenario) -> Result<(), Brok
     }
     for traffic in &scenario.traffic {
         let Pattern::Flood { per_second } = traffic.pattern else { continue };
-        let mut of_resource = rules.iter().filter(|rule| rule.resource() == &*traffic.resource);
+        let applies = |rule: &&Rule| {
+            rule.resource() == &*traffic.resource
+                || !matches!(rule.target(), Some(Target::Resource(_)))
+        };
+        let mut of_resource = rules.iter().filter(applies);
         let (Some(rule), None) = (of_resource.next(), of_resource.next()) else { continue };
-        if traffic.batch != 1 {
+        let is_plain = matches!(rule, Rule::Flow(flow) if flow.calculate == TokenCalculate::Direct
+            && flow.control == Control::Reject && !flow.common.shadow);
+        if traffic.batch != 1 || !is_plain {
             continue;
         }
         let (from, until) = (world.checker.now(0), world.checker.now(scenario.duration));

@@ -7,8 +7,10 @@ use std::rc::Rc;
 
 use sentinel_core::{
     config::{SERIES_MAX, ServiceConfig, Settings},
-    rule::{Common, FlowRule, Rule},
+    rule::Rule,
 };
+
+use crate::rules::{change_threshold, draw_rule, name, pick};
 
 /// One millisecond.
 pub const MS: u64 = 1_000_000;
@@ -38,6 +40,10 @@ pub struct Scenario {
     pub stall_one_in: u32,
     /// Whether there is a service at all.
     pub service: bool,
+    /// The settings that go with the rules.
+    pub settings: Settings,
+    /// From when until when every request ends as an error.
+    pub outages: Vec<(u64, u64)>,
 }
 
 /// A stream of requests.
@@ -51,6 +57,12 @@ pub struct Traffic {
     pub batch: u32,
     /// How long an admitted request is open, at most.
     pub open_ns: u64,
+    /// From how many users: each request has one of them in its header `x-user`; 0: none has.
+    pub users: u32,
+    /// One of so many ends as an error; 0: none.
+    pub fails_one_in: u32,
+    /// One of so many that wait is given up by its client; 0: none.
+    pub gives_up_one_in: u32,
 }
 
 /// How requests come.
@@ -109,19 +121,26 @@ impl Scenario {
             grace: 0,
             stall_one_in: 0,
             service: true,
+            settings: Settings::DEFAULT,
+            outages: Vec::new(),
         }
     }
 
     /// The same with one more stream of requests.
     #[must_use]
     pub fn with(mut self, resource: &str, pattern: Pattern) -> Self {
-        self.traffic.push(Traffic {
-            resource: resource.into(),
-            pattern,
-            batch: 1,
-            open_ns: 5 * MS,
-        });
+        self.traffic.push(Traffic::of(resource, pattern));
         self
+    }
+
+    /// Whether any rule needs the service, so that frames go at once.
+    pub(crate) fn needs_service(&self) -> bool {
+        self.rule_sets.iter().flat_map(|(_, rules)| rules).any(Rule::needs_service)
+    }
+
+    /// Whether every request that is admitted now ends as an error.
+    pub(crate) fn is_out(&self, now: u64) -> bool {
+        self.outages.iter().any(|(from, until)| (*from..*until).contains(&now))
     }
 
     /// What `seed` says.
@@ -134,8 +153,17 @@ impl Scenario {
         scenario.stall_one_in = *pick(&mut random, &[0, 1_000, 5_000, 20_000]);
 
         let resources = random.usize(1..=3);
-        let rules = draw_rules(&mut random, resources);
+        let mut rules = Vec::new();
+        for resource in 0..resources {
+            for index in 0..random.usize(1..=3) {
+                rules.push(draw_rule(&mut random, &format!("rule-{resource}-{index}"), resource));
+            }
+        }
         scenario.draw_traffic(&mut random, &rules, resources);
+        if rules.iter().any(|rule| matches!(rule, Rule::CircuitBreaker(_))) {
+            let from = random.u64(..scenario.duration);
+            scenario.outages.push((from, from + random.u64(100 * MS..1_500 * MS)));
+        }
         scenario.rule_sets = vec![(0, rules)];
         if random.u8(..3) == 0 {
             scenario.draw_changes(&mut random);
@@ -155,7 +183,7 @@ impl Scenario {
         for index in 0..resources {
             let resource = name(index);
             let per_second =
-                rules.iter().filter(|rule| rule.resource() == resource).map(rate).max();
+                rules.iter().filter(|rule| rule.resource() == resource).filter_map(rate).max();
             let flood = per_second.unwrap_or(50).saturating_mul(random.u32(2..9)).clamp(20, 1_500);
             let pattern = match random.u8(..8) {
                 0..=3 => Pattern::Flood { per_second: flood },
@@ -164,18 +192,18 @@ impl Scenario {
                 6 => Pattern::Sequential { reconnects: true },
                 _ => Pattern::BucketEnds { burst: random.u32(5..150) },
             };
-            let batch = if random.u8(..6) == 0 { random.u32(2..4) } else { 1 };
-            let open_ns = *pick(random, &[0, MS, 40 * MS]);
-            self.traffic.push(Traffic { resource: resource.into(), pattern, batch, open_ns });
+            self.traffic.push(Traffic {
+                batch: if random.u8(..6) == 0 { random.u32(2..4) } else { 1 },
+                open_ns: *pick(random, &[0, MS, 40 * MS, 200 * MS]),
+                users: *pick(random, &[0, 1, 3, 40, 1_000]),
+                fails_one_in: *pick(random, &[0, 0, 2, 20]),
+                gives_up_one_in: *pick(random, &[0, 5]),
+                ..Traffic::of(&resource, pattern)
+            });
         }
         if random.bool() {
             let pattern = Pattern::Flood { per_second: 30 };
-            self.traffic.push(Traffic {
-                resource: "/unruled".into(),
-                pattern,
-                batch: 1,
-                open_ns: MS,
-            });
+            self.traffic.push(Traffic { open_ns: MS, ..Traffic::of("/unruled", pattern) });
         }
     }
 
@@ -184,18 +212,16 @@ impl Scenario {
             let Some((_, rules)) = self.rule_sets.last() else { return };
             let mut rules = rules.clone();
             let place = random.usize(..rules.len().max(1));
-            match (random.u8(..4), rules.get_mut(place)) {
-                (0 | 1, Some(Rule::Flow(flow))) => flow.threshold = draw_threshold(random),
-                (2, Some(Rule::Flow(flow))) => flow.stat_interval_ms = draw_interval(random),
+            match (random.u8(..5), rules.get_mut(place)) {
+                (0..=2, Some(rule)) => change_threshold(random, rule),
                 (_, Some(_)) if random.bool() => {
                     rules.remove(place);
                 }
-                _ => rules.push(flow(
-                    &format!("added-{}", self.rule_sets.len()),
-                    &name(random.usize(..3)),
-                    draw_threshold(random),
-                    draw_interval(random),
-                )),
+                _ => {
+                    let id = format!("added-{}", self.rule_sets.len());
+                    let resource = random.usize(..3);
+                    rules.push(draw_rule(random, &id, resource));
+                }
             }
             let at = random.u64(..self.duration);
             self.rule_sets.push((at, rules));
@@ -219,67 +245,34 @@ impl Scenario {
     }
 }
 
-/// A flow rule.
-pub fn flow(id: &str, resource: &str, threshold: f64, stat_interval_ms: u32) -> Rule {
-    Rule::Flow(FlowRule {
-        id: id.to_owned(),
-        resource: resource.to_owned(),
-        threshold,
-        stat_interval_ms,
-        common: Common::default(),
-    })
+impl Traffic {
+    /// Single requests, open for 5 ms at most, of nobody in particular.
+    pub fn of(resource: &str, pattern: Pattern) -> Self {
+        Self {
+            resource: resource.into(),
+            pattern,
+            batch: 1,
+            open_ns: 5 * MS,
+            users: 0,
+            fails_one_in: 0,
+            gives_up_one_in: 0,
+        }
+    }
 }
 
 /// A configuration of the service with `rules`.
-pub fn config(rules: Vec<Rule>) -> ServiceConfig {
-    ServiceConfig {
-        rules,
-        metrics_resources: Vec::new(),
-        series_max: SERIES_MAX.default,
-        settings: Settings::DEFAULT,
-    }
+pub fn config(rules: Vec<Rule>, settings: Settings) -> ServiceConfig {
+    ServiceConfig { rules, series_max: SERIES_MAX.default, settings, ..ServiceConfig::default() }
 }
 
-fn draw_rules(random: &mut fastrand::Rng, resources: usize) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    for resource in 0..resources {
-        for index in 0..random.usize(1..=3) {
-            let id = format!("rule-{resource}-{index}");
-            let (threshold, interval) = (draw_threshold(random), draw_interval(random));
-            rules.push(flow(&id, &name(resource), threshold, interval));
-        }
-    }
-    rules
-}
-
-fn draw_threshold(random: &mut fastrand::Rng) -> f64 {
-    let usual = [0.0, 1.0, 1.5, 2.0, 3.0, 7.0, 20.0, 100.0, 250.0];
-    if random.bool() { *pick(random, &usual) } else { f64::from(random.u32(1..150)) }
-}
-
-fn draw_interval(random: &mut fastrand::Rng) -> u32 {
-    *pick(random, &[100, 500, 1_000, 1_000, 1_500, 2_000, 10_000, 700, 20_000, 600_000])
-}
-
-/// Tokens a second, rounded up.
-fn rate(rule: &Rule) -> u32 {
-    let Rule::Flow(flow) = rule;
+/// Requests of one traffic a second that a rule allows, rounded up; `None`: it says nothing of that.
+fn rate(rule: &Rule) -> Option<u32> {
+    let Rule::Flow(flow) = rule else { return None };
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "thresholds are small and not negative"
     )]
     let tokens = flow.threshold.ceil() as u32;
-    tokens.saturating_mul(1_000).div_ceil(flow.stat_interval_ms.max(1))
-}
-
-fn name(resource: usize) -> String {
-    format!("GET:/{resource}")
-}
-
-fn pick<'a, T, const N: usize>(random: &mut fastrand::Rng, of: &'a [T; N]) -> &'a T {
-    const { assert!(N > 0) };
-    let place = random.usize(..N);
-    #[expect(clippy::indexing_slicing, reason = "the place is drawn below the length")]
-    &of[place]
+    Some(tokens.saturating_mul(1_000).div_ceil(flow.stat_interval_ms.max(1)))
 }

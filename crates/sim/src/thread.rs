@@ -18,8 +18,8 @@ pub(crate) struct Thread {
     pub(crate) revives: bool,
     /// Which arming of the timer is the last; an earlier one fires no more.
     pub(crate) armed: u64,
-    /// When the timer fires.
-    pub(crate) tick_at: u64,
+    /// The period that the timer was armed with last.
+    pub(crate) period_ms: u32,
     /// Requests passed and refused since the end of the last tick.
     pub(crate) unreported: (u64, u64),
     entering: Option<Order>,
@@ -35,7 +35,7 @@ impl Default for Thread {
             doomed_in: None,
             revives: true,
             armed: 0,
-            tick_at: 0,
+            period_ms: 0,
             unreported: (0, 0),
             entering: None,
         }

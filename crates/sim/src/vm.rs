@@ -7,16 +7,22 @@
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use corosensei::{Coroutine, Yielder};
-use sentinel_core::{config::ServiceConfig, stat::MetricBucket, time::Span};
+use sentinel_core::{
+    config::ServiceConfig,
+    param::{Param, ParamValue, Request},
+    stat::MetricBucket,
+    time::{Nanos, Span},
+};
 use sentinel_engine::{
     Next,
     service::Service,
-    worker::{Verdict, Worker},
+    worker::{Call as Question, Outcome, Verdict, Worker},
 };
 
 use crate::{
     host::{Call, Seen, SimHost},
     process::Process,
+    rules::USER_HEADER,
 };
 
 /// What Envoy, or the scheduler, tells a VM.
@@ -32,11 +38,15 @@ pub(crate) enum Order {
         resource: Rc<str>,
         /// How much it counts.
         batch: u32,
+        /// Whose it is.
+        user: Option<u32>,
     },
-    /// A request has ended.
+    /// A request has ended, or was given up by its client.
     Exit {
         /// Its number.
         stream: u64,
+        /// Whether as an error.
+        failed: bool,
     },
     /// The timer has fired.
     Tick,
@@ -66,10 +76,15 @@ pub(crate) enum Said {
 pub(crate) enum Done {
     /// A request has its answer.
     Answered(Answer),
-    /// It wants to be called again.
-    Ticked(Next),
-    /// Everything is done that was due; the rule set in force has this version.
-    Settled(u64),
+    /// It wants to be called again, and these requests need not wait any longer.
+    Ticked(Next, Vec<u64>),
+    /// Everything is done that was due.
+    Settled {
+        /// The version of the rule set in force.
+        version: u64,
+        /// Who this worker is.
+        incarnation: u64,
+    },
     /// What the service has counted in ten seconds.
     Counted(Counted),
     /// There is nothing to say.
@@ -85,12 +100,50 @@ pub(crate) struct Answer {
     pub(crate) resource: Rc<str>,
     /// How much it counts.
     pub(crate) batch: u32,
-    /// The rule that refused it; `None` if it goes on.
-    pub(crate) refused_by: Option<String>,
+    /// Whose it is.
+    pub(crate) user: Option<u32>,
+    /// What was decided.
+    pub(crate) decision: Decision,
+    /// When the worker wants its next tick now.
+    pub(crate) busy: Next,
     /// The version of the rule set that was applied.
     pub(crate) rules_version: u64,
     /// What the worker had read of time.
     pub(crate) seen: Seen,
+}
+
+/// What a request is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// It goes on.
+    Passes,
+    /// It goes on at this time of the shared clock.
+    Waits(Nanos),
+    /// This rule refuses it.
+    RefusedBy(String),
+}
+
+/// What a rule can ask of a request.
+struct User(Option<u32>);
+
+impl Request for User {
+    fn param(&mut self, param: &Param) -> Option<ParamValue> {
+        let is_asked = matches!(param, Param::Header(name) if name == USER_HEADER);
+        let user = self.0.filter(|_| is_asked)?;
+        Some(ParamValue::Bytes(user.to_string().into_bytes()))
+    }
+
+    fn arg(&mut self, _index: i32) -> Option<ParamValue> {
+        None
+    }
+
+    fn origin(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn path(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
 }
 
 /// The service's view of one resource.
@@ -163,36 +216,62 @@ fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order
     let mut open = BTreeMap::new();
     loop {
         let done = match (order, &mut started) {
-            (Order::Enter { stream, resource, batch }, started) => {
+            (Order::Enter { stream, resource, batch, user }, started) => {
                 let worker = match started {
                     Some(worker) => worker,
                     None => started.insert(Worker::start(host)),
                 };
                 host.take_seen();
-                let verdict = worker.enter(host, resource.as_bytes(), batch, None);
-                let refused_by = match verdict {
+                let question = Question {
+                    resource: resource.as_bytes(),
+                    batch,
+                    inbound: true,
+                    stream: u32::try_from(stream).unwrap_or(u32::MAX),
+                    before_first_rules: None,
+                };
+                let decision = match worker.enter(host, &question, &mut User(user)) {
                     Verdict::Pass(entry) => {
                         open.insert(stream, entry);
-                        None
+                        Decision::Passes
+                    }
+                    Verdict::Wait(entry, until) => {
+                        open.insert(stream, entry);
+                        Decision::Waits(until)
                     }
                     Verdict::Blocked(blocked) => {
                         let id = |rule: &sentinel_core::rule::Rule| rule.id().to_owned();
-                        Some(blocked.rule.as_deref().map(id).unwrap_or_default())
+                        Decision::RefusedBy(blocked.rule.as_deref().map(id).unwrap_or_default())
                     }
                 };
                 let (rules_version, seen) = (worker.rules_version(), host.take_seen());
-                Done::Answered(Answer { stream, resource, batch, refused_by, rules_version, seen })
+                let busy = worker.busy();
+                Done::Answered(Answer {
+                    stream,
+                    resource,
+                    batch,
+                    user,
+                    decision,
+                    busy,
+                    rules_version,
+                    seen,
+                })
             }
-            (Order::Exit { stream }, Some(worker)) => {
+            (Order::Exit { stream, failed }, Some(worker)) => {
                 if let Some(entry) = open.remove(&stream) {
-                    worker.exit(host, entry, false);
+                    let outcome = if failed { Outcome::FAILED } else { Outcome::OK };
+                    worker.exit(host, entry, outcome);
                 }
                 Done::Nothing
             }
-            (Order::Tick, Some(worker)) => Done::Ticked(worker.tick(host)),
+            (Order::Tick, Some(worker)) => {
+                let next = worker.tick(host);
+                let due = std::iter::from_fn(|| worker.due(host)).map(u64::from).collect();
+                Done::Ticked(next, due)
+            }
             (Order::Settle, Some(worker)) => {
                 worker.settle(host);
-                Done::Settled(worker.rules_version())
+                let (version, incarnation) = (worker.rules_version(), worker.incarnation());
+                Done::Settled { version, incarnation }
             }
             (Order::Stop, _) => return,
             _ => Done::Nothing,
@@ -211,8 +290,8 @@ fn service(
     let mut service = Service::configure(host, config.clone());
     loop {
         let done = match order {
-            Order::Tick => Done::Ticked(service.tick(host)),
-            Order::WakeUp => Done::Ticked(service.drain(host)),
+            Order::Tick => Done::Ticked(service.tick(host), Vec::new()),
+            Order::WakeUp => Done::Ticked(service.drain(host), Vec::new()),
             Order::Replace(config) => {
                 service.replace(host, ServiceConfig::clone(&config));
                 Done::Nothing

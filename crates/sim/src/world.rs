@@ -12,13 +12,15 @@ use std::{
     rc::Rc,
 };
 
+use sentinel_core::time::{Nanos, Span};
+
 use crate::{
-    checker::{Broken, Checker},
+    checker::{Broken, Checker, TICK},
     process::Process,
     run::{Report, Trace},
-    scenario::{Fault, MS, Pattern, SECOND, Scenario, config},
+    scenario::{Fault, MS, Pattern, SECOND, Scenario, Traffic, config},
     thread::Thread,
-    vm::{Answer, Done, Order, Said, Vm},
+    vm::{Answer, Decision, Done, Order, Said, Vm},
 };
 
 /// A shell asks for this tick when a request finds the slow one armed.
@@ -39,13 +41,25 @@ enum Event {
     /// A message waits for this VM.
     WakeUp { vm: u32 },
     /// An admitted request ends.
-    End { thread: usize, vm: u32, stream: u64 },
+    End { thread: usize, vm: u32, stream: u64, failed: bool },
+    /// The client of a request that waits is gone.
+    GiveUp { stream: u64 },
     /// A fault of the scenario.
     Fault { index: usize },
     /// A rule set of the scenario.
     Rules { index: usize },
     /// The stat sink looks for the service.
     Revive,
+}
+
+/// A request that waits for its slot.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    thread: usize,
+    vm: u32,
+    traffic: Option<usize>,
+    /// By the shared clock.
+    until: Nanos,
 }
 
 /// One run.
@@ -65,8 +79,13 @@ pub(crate) struct World<'a> {
     /// Requests on their way, and which traffic they are of.
     asked: BTreeMap<u64, usize>,
     rules: usize,
-    /// Admitted requests whose end is planned.
+    /// Requests at the upstream, whose end is planned.
     open: usize,
+    waiting: BTreeMap<u64, Waiting>,
+    /// The service's VM.
+    service: Option<u32>,
+    /// Workers that live at the end.
+    pub(crate) workers: Vec<u64>,
     /// Whether requests still arrive.
     arriving: bool,
 }
@@ -90,6 +109,9 @@ impl<'a> World<'a> {
             asked: BTreeMap::new(),
             rules: 0,
             open: 0,
+            waiting: BTreeMap::new(),
+            service: None,
+            workers: Vec::new(),
             arriving: true,
         }
     }
@@ -132,7 +154,7 @@ impl<'a> World<'a> {
     }
 
     /// The time of the shared clock.
-    pub(crate) fn clock(&self) -> sentinel_core::time::Nanos {
+    pub(crate) fn clock(&self) -> Nanos {
         self.checker.now(self.now)
     }
 
@@ -183,23 +205,27 @@ impl<'a> World<'a> {
     /// Everybody finishes what is begun; then all settle, twice, since a lease that was just used is kept
     /// for one tick more.
     fn come_to_rest(&mut self) -> Result<(), Broken> {
-        while self.open > 0 || self.threads.iter().any(Thread::is_busy) {
+        while self.open + self.waiting.len() > 0 || self.threads.iter().any(Thread::is_busy) {
             let Some(Reverse((at, _, event))) = self.events.pop() else { break };
             self.move_clock(at);
-            if !matches!(event, Event::Tick { .. }) {
-                self.happen(event)?;
-            }
+            self.happen(event)?;
+        }
+        if let Some(stream) = self.waiting.keys().next() {
+            return Err(format!("request {stream} waits for ever"));
         }
         let newest = self.checker.rules_version();
         for round in 0..2 {
             for thread in 0..self.scenario.workers {
                 let done = self.drive(thread, Order::Settle)?;
-                if let Some(Done::Settled(version)) = done
+                if let Some(Done::Settled { version, incarnation }) = done
                     && round > 0
-                    && self.scenario.is_faultless()
-                    && version != newest
                 {
-                    return Err(format!("a worker applies rule set {version} and not {newest}"));
+                    self.workers.push(incarnation);
+                    if self.scenario.is_faultless() && version != newest {
+                        return Err(format!(
+                            "a worker applies rule set {version} and not {newest}"
+                        ));
+                    }
                 }
             }
             self.drive(self.scenario.workers, Order::Settle)?;
@@ -222,10 +248,18 @@ impl<'a> World<'a> {
                     self.deliver(main, Order::WakeUp);
                 }
             }
-            Event::End { thread, vm, stream } => {
+            Event::End { thread, vm, stream, failed } => {
                 self.open -= 1;
+                self.checker.ended(stream, failed, self.clock());
                 if self.vm_of(thread) == Some(vm) {
-                    self.deliver(thread, Order::Exit { stream });
+                    self.deliver(thread, Order::Exit { stream, failed });
+                }
+            }
+            Event::GiveUp { stream } => {
+                if let Some(Waiting { thread, .. }) = self.waiting.remove(&stream) {
+                    self.note(format_args!("thread {thread}: the client of {stream} is gone"));
+                    self.checker.ended(stream, true, self.clock());
+                    self.deliver(thread, Order::Exit { stream, failed: true });
                 }
             }
             Event::Fault { index } => self.fault(index),
@@ -233,7 +267,8 @@ impl<'a> World<'a> {
                 self.rules = index;
                 let rules = self.scenario.rule_sets.get(index).map(|(_, rules)| rules.clone());
                 self.note(format_args!("rule set of {} rules", rules.as_ref().map_or(0, Vec::len)));
-                let replace = Order::Replace(Rc::new(config(rules.unwrap_or_default())));
+                let config = config(rules.unwrap_or_default(), self.scenario.settings.clone());
+                let replace = Order::Replace(Rc::new(config));
                 self.deliver(self.scenario.workers, replace);
             }
             Event::Revive => {
@@ -292,19 +327,22 @@ impl<'a> World<'a> {
         match done {
             Done::Answered(answer) => {
                 self.answered(index, vm, &answer)?;
-                // The shell asks for a tick soon if the slow one is armed.
-                let soon = self.now + u64::from(FAST_TICK_MS) * MS;
-                if self.threads.get(index).is_some_and(|thread| thread.tick_at > soon) {
-                    self.arm(index, FAST_TICK_MS);
+                // The shell asks for a shorter period than the one it has asked for, and for no other.
+                let period_ms = answer.busy.period_ms;
+                if self.threads.get(index).is_some_and(|thread| thread.period_ms > period_ms) {
+                    self.arm(index, period_ms);
                 }
             }
-            Done::Ticked(next) => {
+            Done::Ticked(next, due) => {
+                for stream in due {
+                    self.due(stream)?;
+                }
                 if let Some(thread) = self.threads.get_mut(index) {
                     thread.unreported = (0, 0);
                 }
                 self.arm(index, next.period_ms);
             }
-            Done::Settled(_) | Done::Counted(_) | Done::Nothing => {}
+            Done::Settled { .. } | Done::Counted(_) | Done::Nothing => {}
         }
         Ok(())
     }
@@ -314,37 +352,98 @@ impl<'a> World<'a> {
         let stream = answer.stream;
         let asked = self.asked.remove(&stream);
         let traffic = asked.and_then(|traffic| self.scenario.traffic.get(traffic));
-        let passed = answer.refused_by.is_none();
+        let passed = !matches!(answer.decision, Decision::RefusedBy(_));
         if self.trace.is_on() {
-            let by = answer.refused_by.as_deref();
-            let by = by.map_or_else(|| "admitted".to_owned(), |rule| format!("refused by {rule}"));
-            let version = answer.rules_version;
-            let resource = &answer.resource;
+            let (version, resource, user) = (answer.rules_version, &answer.resource, answer.user);
+            let user = user.map(|user| format!(" of user {user}")).unwrap_or_default();
+            let decision = match &answer.decision {
+                Decision::Passes => "passes".to_owned(),
+                Decision::Waits(until) => {
+                    format!("waits for {} ns", until.since(self.clock()).get())
+                }
+                Decision::RefusedBy(rule) => format!("is refused by {rule}"),
+            };
             self.note(format_args!(
-                "thread {index}: {stream} to {resource} {by} under set {version}"
+                "thread {index}: {stream} to {resource}{user} {decision} under set {version}"
             ));
         }
         if let Some(thread) = self.threads.get_mut(index) {
             let (pass, block) = &mut thread.unreported;
             *(if passed { pass } else { block }) += batch;
         }
-        if passed {
-            self.report.admitted += batch;
-            self.checker.admitted(answer)?;
-            let open = traffic.map_or(0, |traffic| traffic.open_ns);
-            self.open += 1;
-            let ends = self.now + 1_000 + self.random.u64(..=open);
-            self.plan(ends, Event::End { thread: index, vm, stream });
-        } else {
-            self.report.refused += batch;
-            let steady = self.scenario.is_faultless() && self.scenario.rule_sets.len() == 1;
-            let by = answer.refused_by.as_deref().unwrap_or_default();
-            if steady && self.scenario.stall_one_in == 0 {
-                self.checker.refused(answer, by)?;
+        let undisturbed = self.scenario.is_faultless() && self.scenario.stall_one_in == 0;
+        match &answer.decision {
+            Decision::RefusedBy(rule) => {
+                self.report.refused += batch;
+                let steady = undisturbed && self.scenario.rule_sets.len() == 1;
+                self.checker.refused(answer, rule, steady)?;
+                self.ask_again(asked);
+            }
+            Decision::Passes => {
+                self.report.admitted += batch;
+                let slot = self.checker.admitted(answer, self.clock(), undisturbed)?;
+                self.goes_on(slot, stream)?;
+                self.depart(index, vm, stream, traffic);
+                self.ask_again(asked);
+            }
+            Decision::Waits(until) => {
+                self.report.admitted += batch;
+                self.report.waited += batch;
+                let slot = self.checker.admitted(answer, self.clock(), undisturbed)?;
+                if slot > *until {
+                    return Err(format!("request {stream} is to go before its slot"));
+                }
+                if let Some(one_in) = traffic.map(|traffic| traffic.gives_up_one_in)
+                    && one_in > 0
+                    && self.random.u32(..one_in) == 0
+                {
+                    let left = until.since(self.clock()).get();
+                    let at = self.now + self.random.u64(..=left);
+                    self.plan(at, Event::GiveUp { stream });
+                }
+                let waiting = Waiting { thread: index, vm, traffic: asked, until: *until };
+                self.waiting.insert(stream, waiting);
             }
         }
-        self.ask_again(asked);
         Ok(())
+    }
+
+    /// A request that waited may go on. (One that was given up meanwhile is nobody's.)
+    fn due(&mut self, stream: u64) -> Result<(), Broken> {
+        let Some(Waiting { thread, vm, traffic, until }) = self.waiting.remove(&stream) else {
+            return Ok(());
+        };
+        self.note(format_args!("thread {thread}: {stream} goes on"));
+        self.goes_on(until, stream)?;
+        let late = self.clock().since(until);
+        self.report.latest = self.report.latest.max(late.get());
+        if late > TICK && self.scenario.is_faultless() && self.scenario.stall_one_in == 0 {
+            let late_ms = late.as_millis();
+            return Err(format!("request {stream} goes on {late_ms} ms after its slot"));
+        }
+        let asked = traffic.and_then(|traffic| self.scenario.traffic.get(traffic));
+        self.depart(thread, vm, stream, asked);
+        self.ask_again(traffic);
+        Ok(())
+    }
+
+    fn goes_on(&self, slot: Nanos, stream: u64) -> Result<(), Broken> {
+        let early = slot.since(self.clock());
+        if early > Span::ZERO {
+            return Err(format!("request {stream} goes on {} ns before its slot", early.get()));
+        }
+        Ok(())
+    }
+
+    /// A request goes to the upstream, which answers after some time, whoever lives then.
+    fn depart(&mut self, thread: usize, vm: u32, stream: u64, traffic: Option<&Traffic>) {
+        let (open, fails_one_in) =
+            traffic.map_or((0, 0), |traffic| (traffic.open_ns, traffic.fails_one_in));
+        self.open += 1;
+        let failed = self.scenario.is_out(self.now)
+            || fails_one_in > 0 && self.random.u32(..fails_one_in) == 0;
+        let ends = self.now + 1_000 + self.random.u64(..=open);
+        self.plan(ends, Event::End { thread, vm, stream, failed });
     }
 
     /// A client that waits for its answer has it, or will never get one.
@@ -388,7 +487,8 @@ impl<'a> World<'a> {
             self.arm(thread, FAST_TICK_MS);
         }
         let resource = Rc::clone(&traffic.resource);
-        self.deliver(thread, Order::Enter { stream, resource, batch: traffic.batch });
+        let user = (traffic.users > 0).then(|| self.random.u32(..traffic.users));
+        self.deliver(thread, Order::Enter { stream, resource, batch: traffic.batch, user });
     }
 
     fn plan_bursts(&mut self, traffic: usize, burst: u32) {
@@ -437,6 +537,15 @@ impl<'a> World<'a> {
         let unanswered = thread.die();
         let revives = thread.revives;
         self.note(format_args!("thread {index}: trap"));
+        // Envoy never wakes a request that was paused in a VM that is gone; one at the upstream goes on.
+        let lost = self.waiting.iter().filter(|(_, waiting)| waiting.thread == index);
+        let lost: Vec<u64> = lost.map(|(stream, _)| *stream).collect();
+        for stream in lost {
+            if let Some(waiting) = self.waiting.remove(&stream) {
+                self.checker.ended(stream, true, self.clock());
+                self.ask_again(waiting.traffic);
+            }
+        }
         for order in unanswered {
             if let Order::Enter { stream, .. } = order {
                 let traffic = self.asked.remove(&stream);
@@ -452,8 +561,9 @@ impl<'a> World<'a> {
     fn start_service(&mut self) -> Result<Vm, Broken> {
         self.next_vm += 1;
         let rules = self.scenario.rule_sets.get(self.rules).map(|(_, rules)| rules.clone());
-        let config = Rc::new(config(rules.unwrap_or_default()));
+        let config = Rc::new(config(rules.unwrap_or_default(), self.scenario.settings.clone()));
         let mut vm = Vm::service(&self.process, self.next_vm, config);
+        self.service = Some(vm.id);
         // Configuring ends with the first order that does nothing.
         let mut said = vm.resume(Order::GoOn);
         while let Some(Said::Calls(_)) = said {
@@ -470,8 +580,9 @@ impl<'a> World<'a> {
         let wake_ups = process.queues.take_wake_ups();
         self.report.backlog = self.report.backlog.max(process.queues.backlog());
         drop(process);
+        let service = self.service;
         for write in &writes {
-            self.checker.written(write)?;
+            self.checker.written(write, service)?;
         }
         for vm in wake_ups {
             let at = self.now + self.random.u64(40_000..3 * MS);
@@ -515,7 +626,7 @@ impl<'a> World<'a> {
         let Some(thread) = self.threads.get_mut(index) else { return };
         let at = (self.now + u64::from(period_ms) * MS).next_multiple_of(JIFFY) + late / 8;
         thread.armed += 1;
-        thread.tick_at = at;
+        thread.period_ms = period_ms;
         let armed = thread.armed;
         self.plan(at, Event::Tick { thread: index, armed });
     }

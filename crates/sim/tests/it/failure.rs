@@ -4,34 +4,32 @@ use std::{cell::RefCell, rc::Rc};
 
 use sentinel_core::{
     config::ServiceConfig,
-    ledger::{RateLedger, RateTerms},
+    ledger::{Ledger, Stamp, rate::RateLedger},
+    param::Anonymous,
     rule::{Common, FlowRule, OnHostFailure, Rule},
-    time::Nanos,
-    window::WindowShape,
 };
 use sentinel_engine::{
     host::{Host as _, Stored},
     service::Service,
-    worker::{Verdict, Worker},
+    worker::{Call, Outcome, Verdict, Worker},
 };
-use sentinel_sim::{host::SimHost, process::Process};
-use sentinel_wire::{key::Key, ledger};
+use sentinel_sim::{host::SimHost, process::Process, rules::flow};
+use sentinel_wire::{
+    key::Key,
+    ledger::{self, Value},
+};
 
 const WALL_NS: u64 = 1_900_000_000_000_000_000;
 
 fn worker_with_a_limit_of_ten(on_host_failure: OnHostFailure) -> (SimHost<'static>, Worker) {
     let process = Rc::new(RefCell::new(Process::new(1, WALL_NS)));
     let mut host = SimHost::undisturbed(&process, 0);
-    let common = Common { on_host_failure, ..Common::default() };
-    let rule = FlowRule {
-        id: "ten".into(),
-        resource: "GET:/ten".into(),
-        threshold: 10.0,
-        stat_interval_ms: 1_000,
-        common,
+    let Rule::Flow(rule) = flow("ten", "GET:/ten", 10.0, 1_000) else {
+        panic!("it is a flow rule")
     };
+    let common = Common { on_host_failure, ..Common::default() };
     let config = ServiceConfig {
-        rules: vec![Rule::Flow(rule)],
+        rules: vec![Rule::Flow(FlowRule { common, ..rule })],
         series_max: 10_000,
         ..ServiceConfig::default()
     };
@@ -42,11 +40,19 @@ fn worker_with_a_limit_of_ten(on_host_failure: OnHostFailure) -> (SimHost<'stati
 }
 
 fn passes(host: &mut SimHost<'static>, worker: &mut Worker) -> bool {
-    match worker.enter(host, b"GET:/ten", 1, None) {
+    let call = Call {
+        resource: b"GET:/ten",
+        batch: 1,
+        inbound: true,
+        stream: 1,
+        before_first_rules: None,
+    };
+    match worker.enter(host, &call, &mut Anonymous) {
         Verdict::Pass(entry) => {
-            worker.exit(host, entry, false);
+            worker.exit(host, entry, Outcome::OK);
             true
         }
+        Verdict::Wait(..) => panic!("the rule lets nobody wait"),
         Verdict::Blocked(_) => false,
     }
 }
@@ -63,10 +69,9 @@ fn write_ledger(host: &mut SimHost<'static>, value: &[u8]) {
 }
 
 fn ledger_of_a_newer_generation() -> Vec<u8> {
-    let shape = WindowShape::for_flow(1_000);
-    let terms = RateTerms { generation: 99, version: 99, threshold: 10.0, shape };
+    let stamp = Stamp { generation: 99, version: 99, threshold: 10.0 };
     let mut bytes = vec![];
-    ledger::encode(&RateLedger::open(&terms, Nanos::new(WALL_NS)), shape.buckets(), &mut bytes);
+    ledger::encode(&stamp, &Value::Single(Ledger::Rate(RateLedger::default())), &mut bytes);
     bytes
 }
 

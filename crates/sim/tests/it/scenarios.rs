@@ -1,9 +1,15 @@
 //! One promise at a time, each over several orders of calls.
 
-use sentinel_core::rule::Rule;
+use sentinel_core::{
+    config::Settings,
+    rule::{BreakerStrategy, HotspotMetric, Rule, SystemMetric, TokenCalculate},
+    warm_up::WarmUp,
+};
 use sentinel_sim::{
-    Options, Report, run_scenario,
-    scenario::{Fault, MS, Pattern, SECOND, Scenario, flow},
+    Options, Report,
+    rules::{breaker, flow, hotspot, isolation, shadow, system, throttling},
+    run_scenario,
+    scenario::{Fault, MS, Pattern, SECOND, Scenario, Traffic},
 };
 
 const SEEDS: std::ops::Range<u64> = 0..20;
@@ -132,5 +138,255 @@ fn a_changed_threshold_holds_for_all_workers() {
             (Some(&50), Some(&5)),
             "seed {seed}: {windows:?}"
         );
+    }
+}
+
+fn stream(resource: &str, per_second: u32) -> Traffic {
+    Traffic::of(resource, flood(per_second))
+}
+
+#[test]
+fn requests_that_wait_go_at_their_pace_over_all_workers_and_none_is_lost() {
+    let rules = vec![throttling("pace", "GET:/", 100.0, 500)];
+    let scenario = Scenario::quiet(4, rules).with("GET:/", flood(400));
+    let scenario = Scenario { duration: 3 * SECOND, ..scenario };
+    for seed in SEEDS {
+        let report = run(seed, &scenario);
+        // One at once, 100 a second, and half a second's worth that still waits at the end.
+        assert!((349..=352).contains(&report.admitted), "seed {seed}: {report:?}");
+        assert!(report.waited >= report.admitted - 2, "seed {seed}: {report:?}");
+        assert!(report.latest <= 17 * MS, "seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn a_warm_up_begins_with_a_third_and_ends_with_all() {
+    let mut rule = flow("warm", "GET:/", 90.0, 1_000);
+    if let Rule::Flow(flow) = &mut rule {
+        flow.calculate = TokenCalculate::WarmUp(WarmUp { period_sec: 4, cold_factor: 3 });
+    }
+    let scenario = Scenario::quiet(4, vec![rule]).with("GET:/", flood(500));
+    let scenario = Scenario { duration: 9 * SECOND, ..scenario };
+    for seed in SEEDS.take(5) {
+        let windows = run(seed, &scenario).windows.remove(0);
+        let (first, last) = (windows[0], windows[windows.len() - 1]);
+        // Of a window that began in the first second, half lies in the second.
+        assert!((30..=40).contains(&first), "seed {seed}: {windows:?}");
+        assert!(last >= 89, "seed {seed}: {windows:?}");
+        assert!(windows.is_sorted(), "seed {seed}: {windows:?}");
+    }
+}
+
+#[test]
+fn permits_are_all_used_and_all_come_back() {
+    let traffic = Traffic { open_ns: 100 * MS, ..stream("GET:/", 2_000) };
+    let scenario = Scenario::quiet(4, vec![isolation("five", "GET:/", 5)]);
+    let scenario = Scenario { traffic: vec![traffic], ..scenario };
+    for seed in SEEDS {
+        // Five at a time, each for 50 ms on average, for two seconds.
+        let report = run(seed, &scenario);
+        assert!(report.admitted >= 150, "seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn orphans_of_a_worker_that_died_count_until_they_must_have_ended() {
+    // Those that a dead worker leaves at the upstream run for longer than it is taken to live.
+    let settings = Settings { worker_ttl_ms: 1_000, orphan_ttl_ms: 1_000, ..Settings::DEFAULT };
+    let traffic = Traffic { open_ns: 1_900 * MS, ..stream("GET:/", 200) };
+    let scenario = Scenario::quiet(3, vec![isolation("ten", "GET:/", 10)]);
+    let fault = |at, worker| (at, Fault::TrapWorker { worker, after_calls: 3 });
+    let scenario = Scenario {
+        settings,
+        traffic: vec![traffic],
+        faults: vec![fault(500 * MS, 0), fault(2_700 * MS, 1), fault(4_100 * MS, 0)],
+        duration: 8 * SECOND,
+        ..scenario
+    };
+    for seed in SEEDS {
+        let report = run(seed, &scenario);
+        assert_eq!(report.traps, 3);
+        assert!(report.admitted >= 40, "what is reaped is there again, seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn a_breaker_opens_lets_probes_out_and_closes_when_all_is_well_again() {
+    let rules = vec![breaker("breaker", "GET:/", 200, 3)];
+    let scenario = Scenario::quiet(4, rules).with("GET:/", flood(500));
+    let outages = vec![(1_000 * MS, 2_000 * MS)];
+    let scenario = Scenario { outages, duration: 4 * SECOND, ..scenario };
+    for seed in SEEDS {
+        let report = run(seed, &scenario);
+        let moves = report.moves;
+        assert_eq!((moves.opened, moves.closed, report.not_closed), (1, 1, 0), "seed {seed}");
+        // Each time it is probed in vain up to three are out, of which the first bad one ends it.
+        assert!((2..=5).contains(&moves.reopened), "seed {seed}: {moves:?}");
+        assert!(moves.probes <= 3 * (moves.reopened + 1), "seed {seed}: {moves:?}");
+        assert!(report.admitted >= 1_300, "seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn an_open_breaker_closes_without_the_service() {
+    let rules = vec![breaker("breaker", "GET:/", 200, 2)];
+    let scenario = Scenario::quiet(4, rules).with("GET:/", flood(500));
+    let scenario = Scenario {
+        outages: vec![(500 * MS, 2_000 * MS)],
+        faults: vec![(1_400 * MS, Fault::KillService)],
+        duration: 4 * SECOND,
+        ..scenario
+    };
+    for seed in SEEDS {
+        let report = run(seed, &scenario);
+        assert_eq!((report.moves.opened, report.moves.closed), (1, 1), "seed {seed}");
+        assert_eq!(report.not_closed, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_service_that_is_revived_does_not_count_again_what_workers_say_again() {
+    let rules = vec![breaker("breaker", "GET:/", 200, 1)];
+    // All are errors, and never ten of them in a second; in the seconds before there were enough. Of the other
+    // resource a new service hears first.
+    let failing = Traffic { fails_one_in: 1, ..stream("GET:/", 3) };
+    let rules = [rules, vec![breaker("other", "GET:/other", 200, 1)]].concat();
+    let scenario = Scenario::quiet(6, rules).with("GET:/other", flood(600));
+    let scenario = Scenario {
+        traffic: [scenario.traffic, vec![failing]].concat(),
+        faults: vec![(5_000 * MS, Fault::TrapService { after_calls: 0 })],
+        duration: 10 * SECOND,
+        ..scenario
+    };
+    for seed in SEEDS {
+        let report = run(seed, &scenario);
+        assert_eq!(report.moves.opened, 0, "seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn a_resource_whose_breaker_is_gone_counts_for_no_other() {
+    let Rule::CircuitBreaker(mut gone) = breaker("1", "GET:/gone", 200, 1) else { return };
+    gone.strategy = BreakerStrategy::ErrorCount(1_000_000);
+    let kept = breaker("2", "GET:/kept", 200, 1);
+    let failing = Traffic { fails_one_in: 1, open_ns: SECOND, ..stream("GET:/gone", 300) };
+    let scenario = Scenario::quiet(3, Vec::new()).with("GET:/kept", flood(50));
+    let scenario = Scenario {
+        rule_sets: vec![
+            (0, vec![Rule::CircuitBreaker(gone), kept.clone()]),
+            (1_500 * MS, vec![kept]),
+        ],
+        traffic: [scenario.traffic, vec![failing]].concat(),
+        duration: 3 * SECOND,
+        ..scenario
+    };
+    for seed in SEEDS.take(5) {
+        assert_eq!(run(seed, &scenario).moves.opened, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn each_user_has_a_budget_of_his_own_whichever_worker_he_meets() {
+    let metric = HotspotMetric::Reject { duration_ms: 60_000, burst: 1 };
+    let traffic = Traffic { users: 50, ..stream("GET:/", 1_000) };
+    let scenario = Scenario::quiet(4, vec![hotspot("user", "GET:/", 2, metric)]);
+    let scenario = Scenario { traffic: vec![traffic], stall_one_in: 5_000, ..scenario };
+    for seed in SEEDS {
+        assert_eq!(run(seed, &scenario).admitted, 50 * 3, "seed {seed}");
+    }
+}
+
+#[test]
+fn more_users_than_there_is_room_for_share_what_is_left_and_no_more() {
+    let metric = HotspotMetric::Reject { duration_ms: 60_000, burst: 0 };
+    let Rule::Hotspot(mut rule) = hotspot("user", "GET:/", 2, metric) else { return };
+    rule.capacity = 1;
+    let traffic = Traffic { users: 500, ..stream("GET:/", 1_500) };
+    let scenario = Scenario::quiet(4, vec![Rule::Hotspot(rule)]);
+    let scenario = Scenario { traffic: vec![traffic], ..scenario };
+    for seed in SEEDS.take(5) {
+        // 32 values with two each, and two for all others.
+        assert_eq!(run(seed, &scenario).admitted, 32 * 2 + 2, "seed {seed}");
+    }
+}
+
+#[test]
+fn each_user_has_as_many_requests_at_a_time_as_allowed() {
+    let traffic = Traffic { users: 5, open_ns: 300 * MS, ..stream("GET:/", 800) };
+    let rules = vec![hotspot("user", "GET:/", 2, HotspotMetric::Concurrency)];
+    let scenario = Scenario { traffic: vec![traffic], ..Scenario::quiet(4, rules) };
+    for seed in SEEDS.take(5) {
+        let report = run(seed, &scenario);
+        assert!(report.admitted >= 100, "seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn a_request_that_any_rule_refuses_costs_no_other_rule_anything() {
+    let metric = HotspotMetric::Reject { duration_ms: 60_000, burst: 0 };
+    let rules = vec![
+        system("all", SystemMetric::InboundQps, 1_000.0),
+        flow("rate", "GET:/", 30.0, 600_000),
+        isolation("permits", "GET:/", 3),
+        hotspot("user", "GET:/", 10, metric),
+        throttling("pace", "GET:/", 20.0, 100),
+        breaker("breaker", "GET:/", 100, 1),
+    ];
+    let traffic = Traffic { users: 10, open_ns: 60 * MS, ..stream("GET:/", 600) };
+    let scenario = Scenario::quiet(4, rules);
+    let scenario = Scenario { traffic: vec![traffic], duration: 4 * SECOND, ..scenario };
+    for seed in SEEDS {
+        // Nothing but the rate is used up: if a refusal cost any of it, fewer would get through.
+        assert_eq!(run(seed, &scenario).admitted, 30, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_shadow_rule_of_any_kind_refuses_nobody() {
+    let rules = vec![
+        flow("a", "GET:/", 1.0, 1_000),
+        throttling("b", "GET:/", 1.0, 100),
+        isolation("c", "GET:/", 1),
+        hotspot("d", "GET:/", 1, HotspotMetric::Concurrency),
+        hotspot("e", "GET:/", 0, HotspotMetric::Reject { duration_ms: 1_000, burst: 0 }),
+        breaker("f", "GET:/", 60_000, 1),
+        system("g", SystemMetric::Concurrency, 1.0),
+    ];
+    let traffic = Traffic { users: 3, fails_one_in: 1, ..stream("GET:/", 300) };
+    let scenario = Scenario::quiet(3, rules.into_iter().map(shadow).collect());
+    let scenario = Scenario { traffic: vec![traffic], ..scenario };
+    for seed in SEEDS.take(5) {
+        let report = run(seed, &scenario);
+        assert_eq!((report.refused, report.waited), (0, 0), "seed {seed}");
+        assert!(report.admitted > 300, "seed {seed}");
+    }
+}
+
+#[test]
+fn users_who_share_an_entry_have_as_many_requests_at_a_time_as_one() {
+    let Rule::Hotspot(mut rule) = hotspot("user", "GET:/", 2, HotspotMetric::Concurrency) else {
+        return;
+    };
+    rule.capacity = 1;
+    // About 600 at a time, if they could: 32 users with two each, and two for all others.
+    let traffic = Traffic { users: 500, open_ns: 800 * MS, ..stream("GET:/", 1_500) };
+    let scenario = Scenario::quiet(4, vec![Rule::Hotspot(rule)]);
+    let scenario = Scenario { traffic: vec![traffic], ..scenario };
+    for seed in SEEDS.take(5) {
+        let report = run(seed, &scenario);
+        assert!(report.admitted >= 66, "seed {seed}: {report:?}");
+    }
+}
+
+#[test]
+fn permits_that_are_kept_are_counted_also_beside_batches() {
+    let pair = Traffic { batch: 2, open_ns: 20 * MS, ..stream("GET:/", 500) };
+    let traffic = vec![pair, Traffic { open_ns: 20 * MS, ..stream("GET:/", 1_500) }];
+    // Two workers keep up to four each.
+    let scenario = Scenario::quiet(2, vec![isolation("many", "GET:/", 64)]);
+    let scenario = Scenario { traffic, ..scenario };
+    for seed in SEEDS {
+        let report = run(seed, &scenario);
+        assert!(report.admitted > 3_000, "seed {seed}: {report:?}");
     }
 }
