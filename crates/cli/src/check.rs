@@ -11,8 +11,10 @@ use std::{
 
 use sentinel_core::{
     config::Settings,
+    param::Param,
     rule::{
-        Rule,
+        BreakerStrategy, Control, FlowRule, HotspotMetric, HotspotRule, LimitApp, Rule,
+        SystemMetric, TokenCalculate,
         compile::{Source, compile_set},
         error::{Reason, Refusal, Refusals, Site},
         node::Node,
@@ -88,16 +90,123 @@ fn write_rules(rules: &[Rule], out: &mut impl Write) -> io::Result<()> {
     let (ids, resources) = (width(Rule::id), width(Rule::resource));
     for rule in rules {
         let (id, resource) = (rule.id(), rule.resource());
-        let limit = match rule {
-            Rule::Flow(flow) => format!("{} in {}", flow.threshold, span(flow.stat_interval_ms)),
-        };
+        let limit = limit(rule);
         let shadow = if rule.common().shadow { ", shadow" } else { "" };
         writeln!(out, "  {id:ids$}  {resource:resources$}  {limit}{shadow}")?;
     }
     Ok(())
 }
 
-fn span(interval_ms: u32) -> String {
+/// What a rule allows, in a few words.
+fn limit(rule: &Rule) -> String {
+    match rule {
+        Rule::Authority(rule) => {
+            let origins = rule.origins.join(", ");
+            if rule.white_list { format!("only {origins}") } else { format!("all but {origins}") }
+        }
+        Rule::System(rule) => {
+            let trigger = rule.trigger;
+            match rule.metric {
+                SystemMetric::InboundQps => format!("{trigger} a second, all together"),
+                SystemMetric::Concurrency => format!("{trigger} at a time, all together"),
+                SystemMetric::AvgRt => format!("while they take less than {trigger} ms on average"),
+                SystemMetric::CpuUsage { bbr: false } => {
+                    format!("while the CPU is at most {trigger}")
+                }
+                SystemMetric::CpuUsage { bbr: true } => {
+                    format!(
+                        "while the CPU is at most {trigger}, beyond it as many as can be served (BBR)"
+                    )
+                }
+            }
+        }
+        Rule::Flow(rule) => flow_limit(rule),
+        Rule::Isolation(rule) => format!("{} at a time", rule.threshold),
+        Rule::Gateway(rule) | Rule::Hotspot(rule) => hotspot_limit(rule),
+        Rule::CircuitBreaker(rule) => {
+            let window = span(u64::from(rule.stat_interval_ms));
+            let trip = match rule.strategy {
+                BreakerStrategy::SlowRequestRatio { max_allowed_rt_ms, ratio } => {
+                    format!("{ratio} of them take longer than {max_allowed_rt_ms} ms")
+                }
+                BreakerStrategy::ErrorRatio(ratio) => format!("{ratio} of them fail"),
+                BreakerStrategy::ErrorCount(count) => format!("{count} fail"),
+            };
+            let least = rule.min_request_amount;
+            format!(
+                "none while, of {least} or more in {window}, {trip}; a probe after {}",
+                span(u64::from(rule.retry_timeout_ms))
+            )
+        }
+    }
+}
+
+fn flow_limit(rule: &FlowRule) -> String {
+    let mut text = match &rule.calculate {
+        TokenCalculate::Direct => rule.threshold.to_string(),
+        TokenCalculate::WarmUp(warm_up) => {
+            format!("{} (cold: 1/{} of it)", rule.threshold, warm_up.cold_factor)
+        }
+        TokenCalculate::MemoryAdaptive(marks) => {
+            format!("{} to {} by memory", marks.high_threshold, marks.low_threshold)
+        }
+    };
+    text.push_str(&format!(" in {}", span(u64::from(rule.stat_interval_ms))));
+    if let Control::Throttling { max_queueing_ms } = rule.control {
+        text.push_str(&format!(", evenly, waiting up to {max_queueing_ms} ms"));
+    }
+    match &rule.limit_app {
+        LimitApp::Default => {}
+        LimitApp::Other => text.push_str(", for each caller that no other rule names"),
+        LimitApp::Origin(origin) => text.push_str(&format!(", for {origin}")),
+    }
+    if let Some(resource) = &rule.ref_resource {
+        text.push_str(&format!(", of {resource}"));
+    }
+    text
+}
+
+fn hotspot_limit(rule: &HotspotRule) -> String {
+    let threshold = rule.threshold;
+    let mut text = match rule.metric {
+        HotspotMetric::Concurrency => format!("{threshold} at a time"),
+        HotspotMetric::Reject { duration_ms, burst: 0 } => {
+            format!("{threshold} in {}", span(duration_ms))
+        }
+        HotspotMetric::Reject { duration_ms, burst } => {
+            format!("{threshold} in {} and {burst} more after a rest", span(duration_ms))
+        }
+        HotspotMetric::Throttling { duration_ms, max_queueing_ms } => {
+            format!(
+                "{threshold} in {}, evenly, waiting up to {max_queueing_ms} ms",
+                span(duration_ms)
+            )
+        }
+    };
+    if let Some(pick) = &rule.param {
+        let name = match (&pick.key, pick.index) {
+            (Some(Param::Header(name)), _) => format!("header:{name}"),
+            (Some(Param::Query(name)), _) => format!("query:{name}"),
+            (Some(Param::Cookie(name)), _) => format!("cookie:{name}"),
+            (Some(Param::ClientIp), _) => "client_ip".to_owned(),
+            (Some(Param::PathSegment(number)), _) => format!("path_segment:{number}"),
+            (Some(Param::Attachment(name)), _) => format!("attachment {name}"),
+            (None, index) => format!("args[{}]", index.unwrap_or(0)),
+        };
+        text.push_str(&format!(", for each value of {name}"));
+        if let Some(matching) = &pick.matching {
+            text.push_str(&format!(" that matches {}", matching.pattern));
+        }
+    }
+    match rule.items.len() {
+        0 => {}
+        1 => text.push_str(", 1 value apart"),
+        count => text.push_str(&format!(", {count} values apart")),
+    }
+    text
+}
+
+fn span(interval_ms: u64) -> String {
     if interval_ms.is_multiple_of(1_000) {
         format!("{} s", interval_ms / 1_000)
     } else {
@@ -117,9 +226,13 @@ mod tests {
     use expect_test::{Expect, expect};
     use sentinel_core::{
         config::{
-            FILTER_FIELDS, METRICS_FIELDS, RESOURCE_FIELDS, SERIES_MAX, SERVICE_FIELDS, SETTINGS,
+            ENVOY_STATS_FIELDS, FILTER_FIELDS, METRICS_FIELDS, RESOURCE_FIELDS, SERIES_MAX,
+            SERVICE_FIELDS, SETTINGS,
         },
-        rule::compile::{DOCUMENT_FIELDS, FLOW_FIELDS, KINDS_NOT_RUN, KINDS_RUN, RESPONSE_FIELDS},
+        rule::compile::{
+            DOCUMENT_FIELDS, KINDS, OPENSERGO_KINDS, PARAM_ITEM_FIELDS, PREDICATE_FIELDS,
+            RESPONSE_FIELDS, SPECIFIC_ITEM_FIELDS,
+        },
     };
 
     use super::*;
@@ -225,34 +338,69 @@ sepc: {}
     }
 
     #[test]
-    fn what_this_version_does_not_run_is_refused_in_so_many_words() {
-        let rules = r#"  - {id: a, resource: a, threshold: 1, tokenCalculateStrategy: WarmUp, warmUpPeriodSec: 10}
-  - {id: b, resource: a, threshold: 1, tokenCalculateStrategy: 2}
-  - {id: c, resource: a, threshold: 1, controlBehavior: Throttling}
-  - {id: d, resource: a, threshold: 1, relationStrategy: AssociatedResource, refResource: b}
-  - {id: e, resource: a.*, threshold: 1, regex: true}
-  - {id: f, resource: a, threshold: 1, limitApp: shop}
-  - {id: g, resource: "*", threshold: 1}
-  - {id: h, resource: a, threshold: 1, controlBehavior: 7, tokenCalculateStrategy: -1, relationStrategy: currentResource}
+    fn every_kind_of_rule_is_shown_as_it_was_understood() {
+        let rules = r#"  - {resource: a, threshold: 10, tokenCalculateStrategy: WarmUp, warmUpPeriodSec: 10}
+  - {id: memory, resource: a, tokenCalculateStrategy: 2, lowMemUsageThreshold: 9, highMemUsageThreshold: 1, memLowWaterMarkBytes: 1, memHighWaterMarkBytes: 2}
+  - {resource: a, threshold: 5, controlBehavior: Throttling, maxQueueingTimeMs: 500}
+  - {resource: a, threshold: 1, relationStrategy: AssociatedResource, refResource: b}
+  - {resource: 'GET:/a/[0-9]+', threshold: 1, regex: true, limitApp: other}
+  - {resource: "*", threshold: 1, limitApp: shop}
 ---
-{apiVersion: datasource.sentinel.io/v1alpha1, kind: CircuitBreakerRules, spec: {rules: [{resource: a}]}}
+apiVersion: datasource.sentinel.io/v1alpha1
+kind: CircuitBreakerRules
+spec:
+  rules:
+  - {resource: a, strategy: SlowRequestRatio, maxAllowedRtMs: 50, threshold: 60, retryTimeoutMs: 5000, minRequestAmount: 5, statIntervalMs: 1000}
+  - {resource: a, strategy: ErrorRatio, threshold: 50, retryTimeoutMs: 500, statIntervalMs: 1500}
+  - {resource: a, strategy: ErrorCount, threshold: 9, retryTimeoutMs: 5000, statIntervalMs: 1000}
+---
+apiVersion: datasource.sentinel.io/v1alpha1
+kind: HotspotRules
+spec:
+  rules:
+  - {resource: a, metricType: QPS, paramKey: "header:x-user", threshold: 5, burstCount: 2, durationInSec: 1, specificItems: [{valKind: KindString, valStr: vip, threshold: 50}]}
+  - {resource: a, metricType: Concurrency, paramIndex: -1, threshold: 5}
+---
+{apiVersion: datasource.sentinel.io/v1alpha1, kind: IsolationRules, spec: {rules: [{resource: a, threshold: 7}]}}
+---
+{apiVersion: datasource.sentinel.io/v1alpha1, kind: SystemRules, spec: {rules: [{metricType: CpuUsage, strategy: BBR, triggerCount: 80}, {metricType: AvgRT, triggerCount: 20}]}}
+---
+{apiVersion: datasource.sentinel.io/v1alpha1, kind: AuthorityRules, spec: {rules: [{resource: a, limitApp: "shop,app", strategy: White}]}}
+---
+apiVersion: datasource.sentinel.io/v1alpha1
+kind: GatewayFlowRules
+spec:
+  rules:
+  - {resource: shop, resourceMode: ApiGroup, count: 10, intervalSec: 2, controlBehavior: Throttling, paramItem: {parseStrategy: UrlParam, fieldName: p, pattern: x}}
+---
+{apiVersion: datasource.sentinel.io/v1alpha1, kind: ApiDefinitions, spec: {rules: [{apiName: shop, predicateItems: [{pattern: /shop/**, matchStrategy: Prefix}]}]}}
+---
+{apiVersion: fault-tolerance.opensergo.io/v1alpha1, kind: ConcurrencyLimitStrategy, metadata: {name: at-once}, spec: {maxConcurrency: 8, limitMode: Local}}
+---
+{apiVersion: fault-tolerance.opensergo.io/v1alpha1, kind: FaultToleranceRule, metadata: {name: mine}, spec: {targets: [{targetResourceName: a}], strategies: [{name: at-once}]}}
 "#;
         check_files(
-            &[("later.yaml", &format!("{HEAD}{rules}"))],
-            false,
+            &[("all.yaml", &format!("{HEAD}{rules}"))],
+            true,
             &expect![[r#"
-            later.yaml:5:64: document 1 (FlowRules): rules[0] (a): `tokenCalculateStrategy` is WarmUp, which is not run by this version
-            later.yaml:6:64: document 1 (FlowRules): rules[1] (b): `tokenCalculateStrategy` is MemoryAdaptive, which is not run by this version
-            later.yaml:7:57: document 1 (FlowRules): rules[2] (c): `controlBehavior` is Throttling, which is not run by this version
-            later.yaml:8:58: document 1 (FlowRules): rules[3] (d): `relationStrategy` is AssociatedResource, which is not run by this version
-            later.yaml:9:49: document 1 (FlowRules): rules[4] (e): `regex` is true, which is not run by this version
-            later.yaml:10:50: document 1 (FlowRules): rules[5] (f): `limitApp` is "shop", which is not run by this version
-            later.yaml:11:23: document 1 (FlowRules): rules[6] (g): `resource` is "*", which is not run by this version
-            later.yaml:12:57: document 1 (FlowRules): rules[7] (h): `controlBehavior` is 7, but must be Reject (0) or Throttling (1)
-            later.yaml:12:84: document 1 (FlowRules): rules[7] (h): `tokenCalculateStrategy` is -1, but must be Direct (0), WarmUp (1) or MemoryAdaptive (2)
-            later.yaml:12:106: document 1 (FlowRules): rules[7] (h): `relationStrategy` is "currentResource", but must be CurrentResource (0) or AssociatedResource (1)
-            later.yaml:14:53: document 2 (CircuitBreakerRules): `kind` is CircuitBreakerRules, which is not run by this version
-            later.yaml: refused
+            all.yaml: ok, 17 rules
+              flow:a                                                a                          10 (cold: 1/3 of it) in 1 s
+              memory                                                a                          1 to 9 by memory in 1 s
+              flow:a:throttling                                     a                          5 in 1 s, evenly, waiting up to 500 ms
+              flow:a:ref.b                                          a                          1 in 1 s, of b
+              flow:GET:/a/_0-9__:regex:other:a95732f0f8c5e4a3       GET:/a/[0-9]+              1 in 1 s, for each caller that no other rule names
+              flow::default:origin.shop                             *                          1 in 1 s, for shop
+              breaker:a:slow_ratio.50                               a                          none while, of 5 or more in 1 s, 0.6 of them take longer than 50 ms; a probe after 5 s
+              breaker:a:error_ratio:1500ms                          a                          none while, of 0 or more in 1500 ms, 0.5 of them fail; a probe after 500 ms
+              breaker:a:error_count                                 a                          none while, of 0 or more in 1 s, 9 fail; a probe after 5 s
+              hotspot:a:header.x-user                               a                          5 in 1 s and 2 more after a rest, for each value of header:x-user, 1 value apart
+              hotspot:a:arg.-1:concurrency                          a                          5 at a time, for each value of args[-1]
+              isolation:a                                           a                          7 at a time
+              system:cpu_usage.bbr                                  __total_inbound_traffic__  while the CPU is at most 0.8, beyond it as many as can be served (BBR)
+              system:avg_rt                                         __total_inbound_traffic__  while they take less than 20 ms on average
+              authority:a:white                                     a                          only shop, app
+              gateway:shop:group:query.p:exact.x:throttling:2000ms  shop                       10 in 2 s, evenly, waiting up to 500 ms, for each value of query:p that matches x
+              mine:a:at-once                                        a                          8 at a time
         "#]],
         );
     }
@@ -351,16 +499,26 @@ sepc: {}
         let readme = fs::read_to_string(rules_folder().join("README.md")).unwrap();
         let names = [
             DOCUMENT_FIELDS,
-            KINDS_RUN,
-            KINDS_NOT_RUN,
-            FLOW_FIELDS,
             RESPONSE_FIELDS,
+            SPECIFIC_ITEM_FIELDS,
+            PARAM_ITEM_FIELDS,
+            PREDICATE_FIELDS,
             SERVICE_FIELDS,
             METRICS_FIELDS,
+            ENVOY_STATS_FIELDS,
             FILTER_FIELDS,
             RESOURCE_FIELDS,
         ];
-        for name in names.concat() {
+        let mut names = names.concat();
+        for kind in KINDS {
+            names.push(kind.name);
+            names.extend(kind.fields);
+        }
+        for (kind, fields) in OPENSERGO_KINDS {
+            names.push(kind);
+            names.extend(*fields);
+        }
+        for name in names {
             assert!(
                 readme.contains(&format!("`{name}`")),
                 "rules/README.md does not name `{name}`"
