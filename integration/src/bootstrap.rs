@@ -17,7 +17,8 @@ use crate::rules;
 pub struct Bootstrap {
     /// Where clients connect, on loopback; 0: a port that the system chooses.
     pub port: u16,
-    /// Envoy's admin endpoint, on loopback; 0: a port that the system chooses.
+    /// Envoy's admin endpoint, on loopback; 0: a port that the system chooses, which
+    /// [`Envoy::start`](crate::envoy::Envoy::start) puts in.
     pub admin_port: u16,
     /// Where requests go.
     pub upstream: SocketAddr,
@@ -41,15 +42,20 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Both modules from `dist`, the service with these rule documents, the filter as in `envoy/envoy.yaml`.
-    #[must_use]
-    pub fn with_rules(dist: &Path, documents: &[Value]) -> Self {
-        Self {
+    /// Both modules from `dist`, the filter as in `envoy/envoy.yaml`, and the service as there but with these rule
+    /// documents.
+    ///
+    /// # Errors
+    ///
+    /// When `envoy/envoy.yaml` no longer has the filter's configuration.
+    pub fn with_rules(dist: &Path, documents: &[Value]) -> Result<Self> {
+        let service = json!({"rules": documents, "envoyStats": {"cluster": ADMIN_CLUSTER}});
+        Ok(Self {
             dist: dist.to_owned(),
-            filter: Some(Configuration::Struct(json!({"resource": {"from": "method_path"}}))),
-            service: Some(Configuration::Text(json!({"rules": documents}).to_string())),
+            filter: Some(Configuration::Struct(shipped_filter()?)),
+            service: Some(Configuration::Text(service.to_string())),
             revived: true,
-        }
+        })
     }
 }
 
@@ -76,27 +82,27 @@ impl Configuration {
 }
 
 impl Bootstrap {
-    /// The whole configuration, as JSON for `envoy -c`.
+    /// The whole configuration, which as JSON is one for `envoy -c`.
     ///
     /// # Errors
     ///
     /// When `envoy/envoy.yaml` no longer has a place that must be replaced, naming it.
-    pub fn render(&self) -> Result<String> {
-        let mut documents = rules::parse(SHIPPED).context("envoy/envoy.yaml is not YAML")?;
-        let Some(mut root) = documents.pop() else { bail!("envoy/envoy.yaml is empty") };
-
+    pub fn render(&self) -> Result<Value> {
+        let mut root = shipped()?;
         *at(&mut root, "/admin/address/socket_address/port_value")? = json!(self.admin_port);
-        *at(&mut root, "/static_resources/listeners/0/address/socket_address/port_value")? =
+        *at(&mut root, &format!("{LISTENER}/address/socket_address/port_value"))? =
             json!(self.port);
-        let endpoint = "/static_resources/clusters/0/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
-        *at(&mut root, endpoint)? =
+        *at(&mut root, &format!("/static_resources/clusters/0{ENDPOINT}"))? =
             json!({"address": self.upstream.ip().to_string(), "port_value": self.upstream.port()});
+        // The service asks for CPU and memory where we do.
+        *at(&mut root, &format!("/static_resources/clusters/1{ENDPOINT}/port_value"))? =
+            json!(self.admin_port);
         self.replace_access_log(&mut root)?;
         match &self.sentinel {
             Some(sentinel) => sentinel.replace(&mut root)?,
             None => remove_sentinel(&mut root)?,
         }
-        Ok(root.to_string())
+        Ok(root)
     }
 
     fn replace_access_log(&self, root: &mut Value) -> Result<()> {
@@ -166,7 +172,11 @@ fn remove_sentinel(root: &mut Value) -> Result<()> {
 }
 
 /// The value at a place of the configuration, to be replaced.
-pub(crate) fn at<'a>(root: &'a mut Value, place: &str) -> Result<&'a mut Value> {
+///
+/// # Errors
+///
+/// When there is no such place, naming it.
+pub fn at<'a>(root: &'a mut Value, place: &str) -> Result<&'a mut Value> {
     root.pointer_mut(place)
         .with_context(|| format!("envoy/envoy.yaml has no {place}, which a run must replace"))
 }
@@ -177,9 +187,33 @@ fn remove(root: &mut Value, field: &str) {
     }
 }
 
+/// `envoy/envoy.yaml` as it stands.
+fn shipped() -> Result<Value> {
+    let mut documents = rules::parse(SHIPPED).context("envoy/envoy.yaml is not YAML")?;
+    let Some(root) = documents.pop() else { bail!("envoy/envoy.yaml is empty") };
+    Ok(root)
+}
+
+/// The filter's configuration in `envoy/envoy.yaml`.
+///
+/// # Errors
+///
+/// When it is no longer there.
+pub fn shipped_filter() -> Result<Value> {
+    let place =
+        format!("{CONNECTION_MANAGER}/http_filters/0/typed_config/config/configuration/value");
+    Ok(at(&mut shipped()?, &place)?.take())
+}
+
 const SHIPPED: &str = include_str!("../../envoy/envoy.yaml");
+const ENDPOINT: &str =
+    "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+/// The cluster that is Envoy's own admin endpoint.
+pub const ADMIN_CLUSTER: &str = "sentinel_admin";
+/// Where the listener stands in the whole.
+pub const LISTENER: &str = "/static_resources/listeners/0";
 /// Where the connection manager's configuration stands in the whole.
-pub(crate) const CONNECTION_MANAGER: &str =
+pub const CONNECTION_MANAGER: &str =
     "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 
 #[cfg(test)]
@@ -197,7 +231,7 @@ mod tests {
     }
 
     fn rendered(bootstrap: &Bootstrap) -> Value {
-        serde_json::from_str(&bootstrap.render().unwrap()).unwrap()
+        bootstrap.render().unwrap()
     }
 
     #[test]
@@ -210,7 +244,8 @@ mod tests {
 
     #[test]
     fn the_service_and_its_twin_are_the_same_to_the_byte() {
-        let sentinel = Sentinel::with_rules(Path::new("dist"), &[json!({"kind": "FlowRules"})]);
+        let sentinel =
+            Sentinel::with_rules(Path::new("dist"), &[json!({"kind": "FlowRules"})]).unwrap();
         let root = rendered(&Bootstrap { sentinel: Some(sentinel), ..plain() });
 
         let service = root.pointer("/bootstrap_extensions/0/typed_config/config").unwrap();
@@ -218,7 +253,11 @@ mod tests {
         assert_eq!(service.to_string(), twin.to_string());
         assert!(service.to_string().contains("dist/sentinel_service.wasm"));
         let text = service.pointer("/configuration/value").and_then(Value::as_str).unwrap();
-        assert_eq!(text, r#"{"rules":[{"kind":"FlowRules"}]}"#);
+        let service: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            service,
+            json!({"rules": [{"kind": "FlowRules"}], "envoyStats": {"cluster": "sentinel_admin"}})
+        );
     }
 
     #[test]

@@ -103,31 +103,33 @@ enum Filter {
 }
 
 impl Variant {
-    /// Envoy's configuration: the shipped one, but Envoy answers by itself.
-    fn configuration(&self, dist: &Path) -> Result<String> {
-        let bootstrap = Bootstrap {
+    fn bootstrap(&self, dist: &Path) -> Result<Bootstrap> {
+        Ok(Bootstrap {
             port: 0,
             admin_port: 0,
             // Nobody is asked there.
             upstream: ([127, 0, 0, 1], 9).into(),
             sentinel: match self.filter {
                 Filter::None | Filter::Native { .. } => None,
-                Filter::Sentinel => Some(Sentinel::with_rules(dist, &[rules()])),
+                Filter::Sentinel => Some(Sentinel::with_rules(dist, &[rules()])?),
             },
             access_log: None,
-        };
-        let mut root: Value = serde_json::from_str(&bootstrap.render()?)?;
-        *at(&mut root, &format!("{CONNECTION_MANAGER}/route_config/virtual_hosts/0/routes/0"))? = json!({
+        })
+    }
+
+    /// Makes of the shipped configuration one with which Envoy answers by itself.
+    fn change(&self, root: &mut Value) -> Result<()> {
+        *at(root, &format!("{CONNECTION_MANAGER}/route_config/virtual_hosts/0/routes/0"))? = json!({
             "name": "default",
             "match": {"prefix": "/"},
             "direct_response": {"status": 200, "body": {"inline_string": "ok"}},
         });
         if let Filter::Native { tokens, fill_interval } = self.filter {
-            let filters = at(&mut root, &format!("{CONNECTION_MANAGER}/http_filters"))?;
+            let filters = at(root, &format!("{CONNECTION_MANAGER}/http_filters"))?;
             let filters = filters.as_array_mut().context("http_filters is no list")?;
             filters.insert(0, native(tokens, fill_interval));
         }
-        Ok(root.to_string())
+        Ok(())
     }
 }
 
@@ -167,7 +169,9 @@ struct Measured {
 
 impl Measured {
     fn start(variant: &'static Variant, binary: &Path, dist: &Path) -> Result<Self> {
-        let envoy = Envoy::start_with(binary, 1, &variant.configuration(dist)?)?;
+        let envoy = Envoy::start_changed(binary, 1, &variant.bootstrap(dist)?, |root| {
+            variant.change(root)
+        })?;
         Ok(Self { variant, envoy, rounds: Vec::new() })
     }
 
@@ -360,8 +364,8 @@ mod tests {
         let filters: Vec<_> = VARIANTS
             .iter()
             .map(|variant| {
-                let text = variant.configuration(Path::new("dist")).unwrap();
-                let mut root: Value = serde_json::from_str(&text).unwrap();
+                let mut root = variant.bootstrap(Path::new("dist")).unwrap().render().unwrap();
+                variant.change(&mut root).unwrap();
                 let filters =
                     at(&mut root, &format!("{CONNECTION_MANAGER}/http_filters")).unwrap().take();
                 for service in ["bootstrap_extensions", "stats_sinks"] {

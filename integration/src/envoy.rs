@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use crate::bootstrap::Bootstrap;
 use crate::stats::Stats;
@@ -36,18 +37,32 @@ impl Envoy {
     /// When it cannot be started, exits (with the last lines it printed: a refused configuration says there what is wrong) or is not
     /// ready within half a minute.
     pub fn start(binary: &Path, workers: u32, bootstrap: &Bootstrap) -> Result<Self> {
-        Self::start_with(binary, workers, &bootstrap.render()?)
+        Self::start_changed(binary, workers, bootstrap, |_| Ok(()))
     }
 
-    /// As [`start`](Self::start), with a whole configuration as text (JSON or YAML).
+    /// As [`start`](Self::start), with whatever `change` makes of the configuration.
     ///
     /// # Errors
     ///
-    /// As `start`.
-    pub fn start_with(binary: &Path, workers: u32, bootstrap: &str) -> Result<Self> {
+    /// As `start`, and when `change` fails.
+    pub fn start_changed(
+        binary: &Path,
+        workers: u32,
+        bootstrap: &Bootstrap,
+        change: impl FnOnce(&mut Value) -> Result<()>,
+    ) -> Result<Self> {
+        let mut bootstrap = bootstrap.clone();
+        // Held until Envoy listens there: its own cluster must know the port beforehand.
+        let reserved = (bootstrap.admin_port == 0).then(reserved_port).transpose()?;
+        if let Some((_, port)) = &reserved {
+            bootstrap.admin_port = *port;
+        }
+        let mut root = bootstrap.render()?;
+        change(&mut root)?;
         let directory = tempfile::tempdir().context("cannot make a directory for Envoy's files")?;
         let configuration = directory.path().join("envoy.json");
-        fs::write(&configuration, bootstrap).context("cannot write Envoy's configuration")?;
+        fs::write(&configuration, root.to_string())
+            .context("cannot write Envoy's configuration")?;
         let log = directory.path().join("envoy.log");
         let printed = File::create(&log).context("cannot create Envoy's log")?;
         let admin_file = directory.path().join("admin");
@@ -76,7 +91,7 @@ impl Envoy {
             let ready = client::get(envoy.admin, "/ready");
             Ok(ready.ok().filter(|answer| answer.status == 200 && answer.body.starts_with("LIVE")))
         })?;
-        envoy.proxy = envoy.first_listener()?;
+        envoy.proxy = envoy.listener("ingress")?;
         Ok(envoy)
     }
 
@@ -90,6 +105,30 @@ impl Envoy {
     #[must_use]
     pub fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// Where a listener listens, by its name.
+    ///
+    /// # Errors
+    ///
+    /// When the admin endpoint does not answer, or there is no such listener.
+    pub fn listener(&self, name: &str) -> Result<SocketAddr> {
+        let listeners: Value = serde_json::from_str(&self.ask_admin("/listeners?format=json")?)?;
+        let statuses = listeners.get("listener_statuses").and_then(Value::as_array);
+        let status = statuses
+            .into_iter()
+            .flatten()
+            .find(|status| status.get("name").and_then(Value::as_str) == Some(name))
+            .with_context(|| {
+                format!("Envoy has no listener {name}; it printed:\n{}", self.last_lines())
+            })?;
+        let address = status.pointer("/local_address/socket_address");
+        let ip = address.and_then(|address| address.get("address")?.as_str()?.parse().ok());
+        let port = address.and_then(|address| address.get("port_value")?.as_u64());
+        let (Some(ip), Some(port)) = (ip, port.and_then(|port| u16::try_from(port).ok())) else {
+            bail!("Envoy listens at an address we cannot read: {status}")
+        };
+        Ok(SocketAddr::new(ip, port))
     }
 
     /// All numbers of `/stats`, now.
@@ -192,23 +231,6 @@ impl Envoy {
         Ok(answer.body)
     }
 
-    fn first_listener(&self) -> Result<SocketAddr> {
-        let listeners: Value = serde_json::from_str(&self.ask_admin("/listeners?format=json")?)?;
-        let address =
-            listeners.pointer("/listener_statuses/0/local_address/socket_address").with_context(
-                || format!("Envoy has no listener; it printed:\n{}", self.last_lines()),
-            )?;
-        let ip = address.get("address").and_then(Value::as_str).and_then(|ip| ip.parse().ok());
-        let port = address
-            .get("port_value")
-            .and_then(Value::as_u64)
-            .and_then(|port| u16::try_from(port).ok());
-        let (Some(ip), Some(port)) = (ip, port) else {
-            bail!("Envoy listens at an address we cannot read: {address}")
-        };
-        Ok(SocketAddr::new(ip, port))
-    }
-
     fn last_lines(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -216,6 +238,19 @@ impl Envoy {
         let last = lines.len().saturating_sub(LAST_LINES);
         lines.into_iter().skip(last).fold(String::new(), |all, line| all + "  " + line + "\n")
     }
+}
+
+/// A loopback port that nobody else gets while the socket lives, but that Envoy can listen on: on Linux two sockets may
+/// be bound to one port if both say so (`SO_REUSEADDR`) and at most one listens.
+fn reserved_port() -> Result<(TcpSocket, u16)> {
+    let reserve = || -> std::io::Result<(TcpSocket, u16)> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let port = socket.local_addr()?.port();
+        Ok((socket, port))
+    };
+    reserve().context("cannot reserve a port for Envoy's admin endpoint")
 }
 
 impl Drop for Envoy {

@@ -5,8 +5,8 @@
 //! only read to be compared with them.
 //!
 //! In the order of a run: [`bootstrap`] makes Envoy's configuration out of `envoy/envoy.yaml`, [`envoy`] starts
-//! it, [`upstream`] stands behind it and [`load`] in front, [`windows`] judges. [`demo`], [`up`],
-//! [`accuracy`] and [`cost`] are what the commands of the same names do.
+//! it, [`upstream`] stands behind it and [`load`], [`client`] and [`hanging`] in front, [`windows`] and [`pacing`] judge. [`demo`], [`up`],
+//! [`accuracy`], [`cost`] and [`reaction`] are what commands do.
 
 pub mod accuracy;
 pub mod bootstrap;
@@ -15,7 +15,10 @@ pub mod clock;
 pub mod cost;
 pub mod demo;
 pub mod envoy;
+pub mod hanging;
 pub mod load;
+pub mod pacing;
+pub mod reaction;
 pub mod rules;
 pub mod stats;
 pub mod up;

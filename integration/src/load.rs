@@ -39,7 +39,7 @@ pub struct Ask {
     pub method: String,
     /// Path and query.
     pub path: String,
-    /// Headers besides `host`.
+    /// Headers besides `host`. In a value, `{turn}` stands for the number of the request in the run.
     pub headers: Vec<(String, String)>,
     /// How many of it go out for each one of a kind with weight 1; 0: none.
     pub weight: u32,
@@ -239,6 +239,8 @@ struct Template {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    /// Headers whose value is another in each request: what stands before and after the number.
+    numbered: Vec<(HeaderName, String, String)>,
 }
 
 impl Shared {
@@ -321,9 +323,14 @@ impl Template {
         let refuse = |what| format!("{what} of the request {:.80} cannot be sent", ask.name);
         let mut headers = HeaderMap::new();
         headers.insert("host", HeaderValue::from_str(&server.to_string())?);
+        let mut numbered = Vec::new();
         for (name, value) in &ask.headers {
             let name = HeaderName::from_bytes(name.as_bytes())
                 .with_context(|| refuse("a header's name"))?;
+            if let Some((before, after)) = value.split_once("{turn}") {
+                numbered.push((name, before.to_owned(), after.to_owned()));
+                continue;
+            }
             headers.insert(
                 name,
                 HeaderValue::from_str(value).with_context(|| refuse("a header's value"))?,
@@ -332,16 +339,20 @@ impl Template {
         let path = PathAndQuery::try_from(ask.path.as_str()).with_context(|| refuse("the path"))?;
         let method =
             Method::from_bytes(ask.method.as_bytes()).with_context(|| refuse("the method"))?;
-        Ok(Self { name: ask.name.clone(), method, uri: Uri::from(path), headers })
+        Ok(Self { name: ask.name.clone(), method, uri: Uri::from(path), headers, numbered })
     }
 
-    fn request(&self, sent_ns: u64) -> Request<Empty<Bytes>> {
+    fn request(&self, turn: u64, sent_ns: u64) -> Result<Request<Empty<Bytes>>> {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         request.headers_mut().clone_from(&self.headers);
         request.headers_mut().insert(SENT_AT, HeaderValue::from(sent_ns));
-        request
+        for (name, before, after) in &self.numbered {
+            let value = HeaderValue::from_str(&format!("{before}{turn}{after}"))?;
+            request.headers_mut().insert(name, value);
+        }
+        Ok(request)
     }
 }
 
@@ -384,10 +395,9 @@ async fn client(shared: Rc<Shared>, server: SocketAddr, sender: SendRequest<Empt
         let Some(template) = shared.templates.get(kind) else { return };
         let sent_ns = clock::wall_nanos();
         shared.note_sent(kind, sent_ns);
-        let asked = tokio::time::timeout(
-            ANSWER_PATIENCE,
-            ask(&mut sender, server, template.request(sent_ns)),
-        )
+        let asked = tokio::time::timeout(ANSWER_PATIENCE, async {
+            ask(&mut sender, server, template.request(turn, sent_ns)?).await
+        })
         .await;
         match asked.unwrap_or_else(|_| Err(anyhow!("no answer within {ANSWER_PATIENCE:?}"))) {
             Ok((status, rule)) => shared.note(kind, |seen| {

@@ -75,9 +75,15 @@ pub fn parse(text: &str) -> Result<Vec<Value>> {
 /// A document of flow rules around `rules`, each a mapping of its fields.
 #[must_use]
 pub fn flow_rules(rules: &[Value]) -> Value {
+    document("FlowRules", rules)
+}
+
+/// A document of this kind around `rules`, each a mapping of its fields.
+#[must_use]
+pub fn document(kind: &str, rules: &[Value]) -> Value {
     serde_json::json!({
         "apiVersion": "datasource.sentinel.io/v1alpha1",
-        "kind": "FlowRules",
+        "kind": kind,
         "spec": {"rules": rules},
     })
 }
@@ -118,24 +124,31 @@ impl Limit {
     }
 }
 
-/// The flow rules of these documents that refuse at once what is over a fixed threshold.
-#[must_use]
-pub fn limits(documents: &[Value]) -> Vec<Limit> {
+/// The rules of all documents of this kind.
+pub fn of_kind<'a>(documents: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
     documents
         .iter()
-        .filter(|document| document.get("kind").and_then(Value::as_str) == Some("FlowRules"))
+        .filter(move |document| document.get("kind").and_then(Value::as_str) == Some(kind))
         .filter_map(|document| document.pointer("/spec/rules")?.as_array())
         .flatten()
+}
+
+/// The flow rules of these documents that refuse at once what is over a fixed threshold of one resource.
+#[must_use]
+pub fn limits(documents: &[Value]) -> Vec<Limit> {
+    of_kind(documents, "FlowRules")
         .filter(|rule| {
             is_default(rule, "controlBehavior", "Reject")
                 && is_default(rule, "tokenCalculateStrategy", "Direct")
+                && is_default(rule, "relationStrategy", "CurrentResource")
+                && is_default(rule, "limitApp", "default")
         })
-        .filter(|rule| is_default(rule, "relationStrategy", "CurrentResource"))
         .filter(|rule| {
             ["shadow", "regex"]
                 .iter()
                 .all(|flag| rule.get(*flag).and_then(Value::as_bool) != Some(true))
         })
+        .filter(|rule| rule.get("resource").is_some_and(|resource| resource != "*"))
         .filter_map(|rule| {
             let interval = rule.get("statIntervalInMs").and_then(Value::as_u64).unwrap_or(0);
             Some(Limit {
@@ -148,7 +161,9 @@ pub fn limits(documents: &[Value]) -> Vec<Limit> {
         .collect()
 }
 
-fn is_default(rule: &Value, field: &str, default: &str) -> bool {
+/// Whether an enum has its default, by name or as 0, or is not there at all.
+#[must_use]
+pub fn is_default(rule: &Value, field: &str, default: &str) -> bool {
     rule.get(field).is_none_or(|value| value == default || value == 0)
 }
 
@@ -166,6 +181,8 @@ spec:
   - {id: a, resource: 'GET:/a', threshold: 10}
   - {resource: 'GET:/b', threshold: 2.5, statIntervalInMs: 1500}
   - {id: c, resource: 'GET:/c', threshold: 10, controlBehavior: Throttling}
+  - {id: d, resource: 'GET:/d', threshold: 10, limitApp: shop}
+  - {id: e, resource: '*', threshold: 10}
 ---
 kind: IsolationRules
 spec: {rules: [{resource: 'GET:/d', threshold: 1}]}

@@ -106,7 +106,7 @@ fn start(options: &Options, documents: &[Value], upstream: SocketAddr) -> Result
         port: options.port,
         admin_port: options.admin_port,
         upstream,
-        sentinel: Some(Sentinel::with_rules(&options.dist, documents)),
+        sentinel: Some(Sentinel::with_rules(&options.dist, documents)?),
         access_log: None,
     };
     Envoy::start(&options.envoy, options.workers, &bootstrap).with_context(|| {
@@ -138,6 +138,11 @@ fn write_things_to_try(out: &mut dyn Write, envoy: &Envoy, documents: &[Value]) 
     writeln!(
         out,
         "  curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}?[1-500]' | sort | uniq -c    # 500 at once: passed and refused"
+    )?;
+    writeln!(
+        out,
+        "  curl -i 'http://{}/pay?ms=50&status=500'    # an answer of the upstream that takes 50 ms and fails",
+        envoy.proxy()
     )?;
     writeln!(out, "  curl -s http://{}/stats/prometheus | grep ^sentinel_", envoy.admin())?;
     Ok(())

@@ -4,14 +4,18 @@
 //! loopback port.
 //!
 //! A request says what it wants in headers, all optional: [`RESOURCE`] (the name it is written down under,
-//! else `METHOD:/path`), [`SENT_AT`] (when its client sent it), [`STATUS`] (the status of the answer) and
-//! [`LATENCY_MS`] (how long to wait with it).
+//! else `METHOD:/path`), [`SENT_AT`] (when its client sent it), [`STATUS`] (the status of the answer),
+//! [`LATENCY_MS`] (how long to wait with it), [`RESET`] (none at all). By hand status and latency are easier in the query: `?ms=50&status=500`. What
+//! nobody asks for can be set from here, for all requests of a name and at any moment ([`Upstream::behave`]).
+//!
+//! A request is *open* from its arrival until the upstream is done with it or Envoy has let go of it, whichever is first. One
+//! whose client has gone without Envoy letting go (an orphan of a trapped VM) is open like any other.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -37,6 +41,54 @@ pub const SENT_AT: &str = "x-sent-at";
 pub const STATUS: &str = "x-status";
 /// Header: milliseconds to wait before answering, default 0.
 pub const LATENCY_MS: &str = "x-latency-ms";
+/// Header: if it is there, the connection is closed instead of an answer.
+pub const RESET: &str = "x-reset";
+
+/// How requests are answered that do not ask for anything themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behaviour {
+    /// How long an answer takes.
+    pub latency: Duration,
+    /// Its HTTP status; `None`: none at all, the connection is closed instead.
+    pub status: Option<u16>,
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self { latency: Duration::ZERO, status: Some(200) }
+    }
+}
+
+impl Behaviour {
+    /// Answers with this status, at once.
+    #[must_use]
+    pub fn status(status: u16) -> Self {
+        Self { status: Some(status), ..Self::default() }
+    }
+
+    /// Takes so long.
+    #[must_use]
+    pub fn after_ms(self, latency_ms: u64) -> Self {
+        Self { latency: Duration::from_millis(latency_ms), ..self }
+    }
+
+    /// Closes the connection instead of an answer.
+    #[must_use]
+    pub fn reset() -> Self {
+        Self { status: None, ..Self::default() }
+    }
+}
+
+/// Requests of one name that the upstream has not done with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Open {
+    /// Now.
+    pub now: u64,
+    /// The most there were at a time since the last [`Upstream::take`].
+    pub most: u64,
+    /// Those that Envoy let go of before they were answered, since the last [`Upstream::take`].
+    pub abandoned: u64,
+}
 
 /// A running upstream. Stops when dropped.
 pub struct Upstream {
@@ -83,25 +135,53 @@ impl Upstream {
     /// How many requests have arrived since the last [`take`](Self::take).
     #[must_use]
     pub fn seen(&self) -> usize {
-        self.locked().arrivals.len()
+        self.locked().arrived
     }
 
-    /// What has arrived since the last call, by name, each in order of arrival.
+    /// How requests of this name are answered from now on.
+    pub fn behave(&self, name: &str, behaviour: Behaviour) {
+        self.locked().name(name).behaviour = behaviour;
+    }
+
+    /// What is open of this name.
+    #[must_use]
+    pub fn open(&self, name: &str) -> Open {
+        self.locked().name(name).open
+    }
+
+    /// How many requests of this name have arrived since the last [`take`](Self::take).
+    #[must_use]
+    pub fn arrived(&self, name: &str) -> usize {
+        self.locked().name(name).arrivals.len()
+    }
+
+    /// When answers of this name with a status of 500 or more went out since the last [`take`](Self::take), wall clock,
+    /// nanoseconds, in order.
+    #[must_use]
+    pub fn failed_ns(&self, name: &str) -> Vec<u64> {
+        self.locked().name(name).failed_ns.clone()
+    }
+
+    /// What has arrived since the last call, by name, each in order of arrival. What is open stays so.
     #[must_use]
     pub fn take(&self) -> BTreeMap<String, Vec<Arrival>> {
-        let seen = std::mem::take(&mut *self.locked());
-        let mut by_index: BTreeMap<usize, Vec<Arrival>> = BTreeMap::new();
-        for (name, arrival) in seen.arrivals {
-            by_index.entry(name).or_default().push(arrival);
+        let mut seen = self.locked();
+        seen.arrived = 0;
+        let mut all = BTreeMap::new();
+        for (name, index) in seen.names.clone() {
+            let Some(named) = seen.by_index.get_mut(index) else { continue };
+            named.failed_ns.clear();
+            named.open = Open { now: named.open.now, most: named.open.now, abandoned: 0 };
+            let arrivals = std::mem::take(&mut named.arrivals);
+            if !arrivals.is_empty() {
+                all.insert(name, arrivals);
+            }
         }
-        seen.names
-            .into_iter()
-            .map(|(name, index)| (name, by_index.remove(&index).unwrap_or_default()))
-            .collect()
+        all
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, Seen> {
+        lock(&self.seen)
     }
 }
 
@@ -121,24 +201,82 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// Arrivals with their names as numbers: thousands of requests a second share a handful of names.
+/// All that is known of each name; a name is a number here, since thousands of requests a second share a handful of them.
 #[derive(Default)]
 struct Seen {
     names: BTreeMap<String, usize>,
-    arrivals: Vec<(usize, Arrival)>,
+    by_index: Vec<Named>,
+    arrived: usize,
+}
+
+#[derive(Default)]
+struct Named {
+    behaviour: Behaviour,
+    arrivals: Vec<Arrival>,
+    failed_ns: Vec<u64>,
+    open: Open,
 }
 
 impl Seen {
-    fn note(&mut self, name: &str, arrival: Arrival) {
-        let index = if let Some(index) = self.names.get(name) {
-            *index
-        } else {
-            let next = self.names.len();
-            self.names.insert(name.to_owned(), next);
-            next
-        };
-        self.arrivals.push((index, arrival));
+    fn index(&mut self, name: &str) -> usize {
+        if let Some(index) = self.names.get(name) {
+            return *index;
+        }
+        let next = self.by_index.len();
+        self.by_index.push(Named::default());
+        self.names.insert(name.to_owned(), next);
+        next
     }
+
+    #[expect(clippy::indexing_slicing, reason = "an index is only ever made by `index`")]
+    fn name(&mut self, name: &str) -> &mut Named {
+        let index = self.index(name);
+        &mut self.by_index[index]
+    }
+}
+
+/// One open request; however it ends, it is dropped.
+struct Visit {
+    seen: Arc<Mutex<Seen>>,
+    index: usize,
+    answered: bool,
+}
+
+impl Visit {
+    fn begin(seen: Arc<Mutex<Seen>>, name: &str, arrival: Arrival) -> (Self, Behaviour) {
+        let mut locked = lock(&seen);
+        locked.arrived += 1;
+        let index = locked.index(name);
+        let named = locked.name(name);
+        named.arrivals.push(arrival);
+        named.open.now += 1;
+        named.open.most = named.open.most.max(named.open.now);
+        let behaviour = named.behaviour;
+        drop(locked);
+        (Self { seen, index, answered: false }, behaviour)
+    }
+
+    fn answered(mut self, status: StatusCode) {
+        self.answered = true;
+        if status.is_server_error()
+            && let Some(named) = lock(&self.seen).by_index.get_mut(self.index)
+        {
+            named.failed_ns.push(clock::wall_nanos());
+        }
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        if let Some(named) = lock(&self.seen).by_index.get_mut(self.index) {
+            named.open.now -= 1;
+            named.open.abandoned += u64::from(!self.answered);
+        }
+    }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn serve(
@@ -166,29 +304,43 @@ async fn serve(
     }
 }
 
+/// The error closes the connection.
 async fn answer(
     request: Request<Incoming>,
     seen: Arc<Mutex<Seen>>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Full<Bytes>>, io::Error> {
     let arrived_ns = clock::wall_nanos();
     let headers = request.headers();
     let sent_ns = number(headers, SENT_AT).unwrap_or(arrived_ns);
     let arrival = Arrival { sent_ns, arrived_ns };
-    {
-        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match headers.get(RESOURCE).and_then(|name| name.to_str().ok()) {
-            Some(name) => seen.note(name, arrival),
-            None => seen.note(&format!("{}:{}", request.method(), request.uri().path()), arrival),
+    let (visit, behaviour) = match headers.get(RESOURCE).and_then(|name| name.to_str().ok()) {
+        Some(name) => Visit::begin(seen, name, arrival),
+        None => {
+            let name = format!("{}:{}", request.method(), request.uri().path());
+            Visit::begin(seen, &name, arrival)
         }
+    };
+    let query = request.uri().query().unwrap_or("");
+    let asked = |header, field| number(headers, header).or_else(|| query_number(query, field));
+    let resets = headers.contains_key(RESET);
+    let latency = asked(LATENCY_MS, "ms").map_or(behaviour.latency, Duration::from_millis);
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
     }
-    if let Some(latency_ms) = number(headers, LATENCY_MS) {
-        tokio::time::sleep(Duration::from_millis(latency_ms)).await;
-    }
-    let status = number(headers, STATUS).and_then(|status| u16::try_from(status).ok());
+    let status = asked(STATUS, "status").and_then(|status| u16::try_from(status).ok());
+    let status = status.or(behaviour.status).filter(|_| !resets);
+    let Some(status) = status else {
+        return Err(io::Error::from(io::ErrorKind::ConnectionReset));
+    };
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+    visit.answered(status);
     let mut response = Response::new(Full::new(Bytes::from_static(b"hello from the upstream\n")));
-    *response.status_mut() =
-        status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::OK);
+    *response.status_mut() = status;
     Ok(response)
+}
+
+fn query_number(query: &str, field: &str) -> Option<u64> {
+    query.split('&').find_map(|pair| pair.strip_prefix(field)?.strip_prefix('=')?.parse().ok())
 }
 
 fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
@@ -208,4 +360,38 @@ pub fn only(mut seen: BTreeMap<String, Vec<Arrival>>) -> Result<Vec<Arrival>> {
         );
     }
     Ok(seen.pop_first().map(|(_, arrivals)| arrivals).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client;
+
+    #[test]
+    fn a_request_gets_what_it_asks_for_else_what_was_set() {
+        let upstream = Upstream::start(0).unwrap();
+        upstream.behave("GET:/ill", Behaviour::status(503));
+
+        let status = |path| client::get(upstream.address(), path).unwrap().status;
+        assert_eq!(status("/well"), 200);
+        assert_eq!(status("/well?ms=1&status=404"), 404);
+        assert_eq!(status("/ill"), 503);
+        assert_eq!(status("/ill?status=200"), 200);
+
+        assert_eq!(upstream.failed_ns("GET:/ill").len(), 1);
+        let open = upstream.open("GET:/ill");
+        assert_eq!(open, Open { now: 0, most: 1, abandoned: 0 });
+        assert_eq!(upstream.take()["GET:/ill"].len(), 2);
+        assert_eq!(upstream.arrived("GET:/ill"), 0);
+    }
+
+    #[test]
+    fn a_request_without_an_answer_was_open_and_is_no_more() {
+        let upstream = Upstream::start(0).unwrap();
+        upstream.behave("GET:/gone", Behaviour::reset());
+
+        assert!(client::get(upstream.address(), "/gone").is_err());
+
+        assert_eq!(upstream.open("GET:/gone"), Open { now: 0, most: 1, abandoned: 1 });
+    }
 }

@@ -19,7 +19,7 @@ fn check_forms(filter: &str, service: String) {
 
 #[test]
 fn as_text_in_json() {
-    let service = serde_json::json!({"rules": [document(&[NONE])]});
+    let service = serde_json::json!({"rules": [document("FlowRules", &[NONE])]});
     check_forms(r#"{"resource": {"from": "method_path"}}"#, service.to_string());
 }
 

@@ -127,7 +127,52 @@ fn bad_rules_are_refused_and_rule_field_and_value_named() {
         ),
         ("{id: 'bad id', resource: 'GET:/a', threshold: 1}", ["bad id", "id", ""]),
     ] {
-        check_refused(&json!({"rules": [document(&[rule])]}), &place);
+        check_refused(&json!({"rules": [document("FlowRules", &[rule])]}), &place);
+    }
+}
+
+#[test]
+fn bad_rules_of_the_other_kinds_are_refused_and_rule_field_and_value_named() {
+    for (kind, rule, place) in [
+        (
+            "SystemRules",
+            "{id: bad, metricType: Load, triggerCount: 1}",
+            ["bad", "metricType", "CpuUsage"],
+        ),
+        (
+            "SystemRules",
+            "{id: bad, metricType: CpuUsage, triggerCount: 101}",
+            ["bad", "triggerCount", "101"],
+        ),
+        (
+            "FlowRules",
+            "{id: bad, resource: 'a(b', regex: true, threshold: 1}",
+            ["bad", "resource", "a(b"],
+        ),
+        (
+            "FlowRules",
+            "{id: bad, resource: a, threshold: 1, tokenCalculateStrategy: WarmUp, warmUpPeriodSec: 1, warmUpColdFactor: 1}",
+            ["bad", "warmUpColdFactor", "1"],
+        ),
+        (
+            "CircuitBreakerRules",
+            "{id: bad, resource: a, strategy: ErrorRatio, threshold: 0.5, statIntervalMs: 1000, retryTimeoutMs: 1000}",
+            ["bad", "threshold", "0.5"],
+        ),
+        (
+            "HotspotRules",
+            "{id: bad, resource: a, metricType: QPS, threshold: 1, durationInSec: 1, paramKey: user}",
+            ["bad", "paramKey", "user"],
+        ),
+        ("IsolationRules", "{id: bad, resource: a, threshold: 0}", ["bad", "threshold", "0"]),
+        ("AuthorityRules", "{id: bad, resource: a, strategy: White}", ["bad", "limitApp", ""]),
+        (
+            "GatewayFlowRules",
+            "{id: bad, resource: nobody, resourceMode: ApiGroup, count: 1}",
+            ["bad", "resource", "apiName"],
+        ),
+    ] {
+        check_refused(&json!({"rules": [document(kind, &[rule])]}), &place);
     }
 }
 

@@ -2,16 +2,31 @@
 //!
 //! The modules and the Envoys are given in the environment; `cargo xtask test` builds and fetches what is missing
 //! and sets it. One test has the machine at a time, whatever `--test-threads` says: each needs all of it.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test says what went wrong by panicking, and what it has measured by printing it"
+)]
 
+mod authority;
+mod breaker;
 mod configuration;
+mod every_kind;
 mod exact;
+mod flow;
+mod gateway;
 mod host_contract;
+mod hotspot;
 mod input;
+mod isolation;
 mod metrics;
 mod naming;
+mod pacing;
 mod path;
 mod reply;
 mod service;
+mod system;
 mod together;
 mod world;

@@ -71,7 +71,7 @@ fn without_any_service_configured_everything_passes_and_it_is_said_once() {
 }
 
 /// Sends the request that makes the service of a faults build trap, and waits until it has.
-fn trap_the_service(world: &World) {
+pub(crate) fn trap_the_service(world: &World) {
     let answer = world.client().send("GET", "/fault", &[("x-sentinel-fault", "service")]).unwrap();
     assert_eq!(answer.status, 200);
     clock::wait_for("the service to trap", Duration::from_secs(10), || {

@@ -10,10 +10,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use sentinel_integration::bootstrap::{Bootstrap, Configuration, Sentinel};
+use sentinel_integration::bootstrap::{Bootstrap, Configuration, Sentinel, at};
 use sentinel_integration::client::{self, Answer, Client};
 use sentinel_integration::clock;
 use sentinel_integration::envoy::Envoy;
+use sentinel_integration::hanging::Hanging;
 use sentinel_integration::load::{self, Ask, Plan, Rate, Report, Until};
 use sentinel_integration::rules;
 use sentinel_integration::stats::Stats;
@@ -28,19 +29,70 @@ pub(crate) struct Setup {
     pub(crate) filter: Option<Configuration>,
     pub(crate) service: Option<Configuration>,
     pub(crate) revived: bool,
+    /// What else differs in Envoy's configuration: places, and what to put there.
+    pub(crate) changes: Vec<(String, Value)>,
 }
 
 impl Setup {
-    /// With these flow rules, each a YAML mapping of its fields.
-    pub(crate) fn with_rules(flow_rules: &[&str]) -> Self {
+    /// As users get it, without rules.
+    pub(crate) fn new() -> Self {
+        let sentinel = Sentinel::with_rules(&dist(), &[]).unwrap();
         Self {
             workers: 4,
             binary: envoy(),
-            dist: dist(),
-            filter: Some(Configuration::Struct(json!({"resource": {"from": "method_path"}}))),
-            service: Some(Configuration::Struct(json!({"rules": [document(flow_rules)]}))),
+            dist: sentinel.dist,
+            filter: sentinel.filter,
+            service: sentinel.service,
             revived: true,
+            changes: Vec::new(),
         }
+    }
+
+    /// With these flow rules, each a YAML mapping of its fields.
+    pub(crate) fn with_rules(flow_rules: &[&str]) -> Self {
+        let service = json!({"rules": [document("FlowRules", flow_rules)]});
+        Self { service: Some(Configuration::Struct(service)), ..Self::new() }
+    }
+
+    /// And a document of this kind with these rules, each a YAML mapping of its fields.
+    pub(crate) fn rules(self, kind: &str, rules: &[&str]) -> Self {
+        let mut service = self.service_text();
+        let documents = service.as_object_mut().unwrap().entry("rules").or_insert(json!([]));
+        documents.as_array_mut().unwrap().push(document(kind, rules));
+        self.write_service(&service)
+    }
+
+    /// With these settings, a YAML mapping.
+    pub(crate) fn settings(self, settings: &str) -> Self {
+        let mut service = self.service_text();
+        service.as_object_mut().unwrap().insert("settings".to_owned(), yaml(settings));
+        self.write_service(&service)
+    }
+
+    /// With nobody to ask for CPU and memory.
+    pub(crate) fn without_envoy_stats(self) -> Self {
+        let mut service = self.service_text();
+        service.as_object_mut().unwrap().remove("envoyStats");
+        self.write_service(&service)
+    }
+
+    /// With `value` at a place of Envoy's configuration. In a list it goes before what stands there.
+    pub(crate) fn change(mut self, place: &str, value: Value) -> Self {
+        self.changes.push((place.to_owned(), value));
+        self
+    }
+
+    fn service_text(&self) -> Value {
+        match &self.service {
+            Some(Configuration::Text(text)) => serde_json::from_str(text).unwrap(),
+            Some(Configuration::Struct(value)) => value.clone(),
+            None => panic!("there is no service to configure"),
+        }
+    }
+
+    fn write_service(mut self, service: &Value) -> Self {
+        self.service = Some(Configuration::Text(service.to_string()));
+        self
     }
 
     pub(crate) fn workers(mut self, workers: u32) -> Self {
@@ -94,7 +146,11 @@ impl Setup {
             }),
             access_log: Some(access_log.clone()),
         };
-        let envoy = Envoy::start(&self.binary, self.workers, &bootstrap)?;
+        let changes = self.changes;
+        let envoy = Envoy::start_changed(&self.binary, self.workers, &bootstrap, |root| {
+            changes.into_iter().for_each(|(place, value)| put(root, &place, value));
+            Ok(())
+        })?;
         Ok(World { envoy, upstream, access_log, _directory: directory, _turn: turn })
     }
 }
@@ -120,6 +176,18 @@ impl World {
     /// GET on a connection of its own.
     pub(crate) fn get(&self, path: &str) -> Answer {
         client::get(self.proxy(), path).unwrap()
+    }
+
+    /// A request that hangs, on a connection of its own.
+    pub(crate) fn hang(&self, path: &str, headers: &[(&str, &str)]) -> Hanging {
+        Hanging::get(self.proxy(), path, headers).unwrap()
+    }
+
+    /// Waits until `look` yields something, for ten seconds at most.
+    #[track_caller]
+    pub(crate) fn when<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        clock::wait_for(what, Duration::from_secs(10), || Ok(look()))
+            .unwrap_or_else(|error| panic!("{error:#}; {self:?}"))
     }
 
     /// A mix at this rate for so long, over 64 connections.
@@ -190,13 +258,29 @@ impl fmt::Debug for World {
     }
 }
 
-/// A document of flow rules, each a YAML mapping of its fields.
-pub(crate) fn document(flow_rules: &[&str]) -> Value {
-    rules::flow_rules(&flow_rules.iter().map(|rule| yaml(rule)).collect::<Vec<_>>())
+/// A document of rules, each a YAML mapping of its fields.
+pub(crate) fn document(kind: &str, rules: &[&str]) -> Value {
+    rules::document(kind, &rules.iter().map(|rule| yaml(rule)).collect::<Vec<_>>())
+}
+
+fn put(root: &mut Value, place: &str, value: Value) {
+    let (parent, name) = place.rsplit_once('/').unwrap();
+    let parent = at(root, parent).unwrap();
+    if let Some(list) = parent.as_array_mut() {
+        list.insert(name.parse().unwrap(), value);
+    } else {
+        parent.as_object_mut().unwrap().insert(name.to_owned(), value);
+    }
 }
 
 pub(crate) fn yaml(text: &str) -> Value {
     rules::parse(text).unwrap().pop().unwrap()
+}
+
+/// Lets time pass until a second of the wall clock has just begun.
+pub(crate) fn begin_a_second() {
+    let into = clock::wall_nanos() % 1_000_000_000;
+    clock::pause(Duration::from_nanos(1_001_000_000 - into));
 }
 
 /// The machine, for one test. A test that failed has done with it as well.

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use sentinel_integration::accuracy::accuracy;
 use sentinel_integration::cost::cost;
+use sentinel_integration::reaction::breaker;
 
 use super::exit_code;
 use crate::envoy;
@@ -28,6 +29,8 @@ pub(crate) enum Bench {
     Accuracy,
     /// The CPU time that a request costs Envoy: without a filter, with Envoy's own local rate limit, and with ours.
     Cost,
+    /// How long after the answer that trips a circuit breaker the last worker still lets a request through.
+    Breaker,
 }
 
 /// # Errors
@@ -42,6 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         holds &= match bench {
             Bench::Accuracy => accuracy(&binary, &dist, out)?,
             Bench::Cost => cost(&binary, &dist, out)?,
+            Bench::Breaker => breaker(&binary, &dist, out)?,
         };
     }
     Ok(exit_code(holds))

@@ -15,8 +15,9 @@ use crate::workspace::Workspace;
 /// Shows limits that hold, from nothing: builds, starts a real Envoy, sends traffic, prints what was admitted.
 ///
 /// Sets up what is missing, builds both modules, starts a real Envoy with several workers and the rules in rules/, sends
-/// mixed traffic to a small upstream for about 15 s, and prints for each resource what was offered, admitted and
-/// blocked, its limit and its busiest window, counted by the upstream's clock. Exit code 0 only if every limit held.
+/// mixed traffic to a small upstream for about 15 s, and prints for each resource and rule what was offered, admitted
+/// and blocked, the limit and the busiest window, counted by the upstream's clock. The upstream is ill for a while, so
+/// that circuit breakers open and close. Exit code 0 only if every limit held.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     /// Leaves Envoy and the upstream running afterwards, and prints their addresses.
