@@ -56,7 +56,7 @@ pub fn check(files: &[PathBuf], out: &mut impl Write, color: bool) -> io::Result
     }
     // Ids must differ over all files.
     let sources: Vec<Source<'_>> =
-        right.iter().map(|(name, documents)| Source { name, documents }).collect();
+        right.iter().map(|(name, documents)| Source { name, list: None, documents }).collect();
     if let Err(refusals) = compile_set(&sources, &Settings::DEFAULT) {
         all_right = false;
         write_refusals(&refusals, out)?;
@@ -72,7 +72,8 @@ fn read(file: &Path, name: &str) -> Result<(Vec<Node>, Vec<Rule>), Refusals> {
         reason: Reason::Malformed(format!("cannot be read: {error}")),
     })?;
     let documents = document::documents(&bytes).map_err(|error| error.in_source(name))?;
-    let rules = compile_set(&[Source { name, documents: &documents }], &Settings::DEFAULT)?;
+    let rules =
+        compile_set(&[Source { name, list: None, documents: &documents }], &Settings::DEFAULT)?;
     Ok((documents, rules))
 }
 
@@ -331,7 +332,8 @@ sepc: {}
                 flow.yaml:20:1: document 3 (FlowRules): `spec` is missing
                 flow.yaml:20:13: document 3 (FlowRules): `apiVersion` is "v1", but must be datasource.sentinel.io/v1alpha1
                 flow.yaml:22:1: document 3 (FlowRules): `sepc` is an unknown field; did you mean `spec`?
-                flow.yaml:24:1: document 4: is a list, but must be a map
+                flow.yaml:24:2: document 4 (FlowRules): rules[0]: is 1, but must be a map
+                flow.yaml:24:5: document 4 (FlowRules): rules[1]: is 2, but must be a map
                 flow.yaml: refused
             "#]],
         );

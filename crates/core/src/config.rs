@@ -354,7 +354,7 @@ impl ServiceConfig {
             config.series_max = series.unwrap_or(SERIES_MAX.default);
         }
         let documents = fields.list("rules");
-        match compile_set(&[Source { name: SOURCE, documents }], &config.settings) {
+        match compile_set(&[Source { name: SOURCE, list: None, documents }], &config.settings) {
             Ok(rules) => config.rules = rules,
             Err(more) => refusals.append(more),
         }

@@ -105,14 +105,14 @@ fn param_pick(fields: &mut Fields<'_, '_>, context: &Context<'_>) -> ParamPick {
         fields.object("paramIndex", "stands beside `paramKey`: leave one of them out");
     }
     let key = text.and_then(|text| match Param::parse(text) {
-        None if context.form == Form::Golang => Some(Param::Attachment(text.to_string())),
+        None if context.form == Form::Attached => Some(Param::Attachment(text.to_string())),
         param => param,
     });
     if text.is_some() && key.is_none() {
         fields.mismatch("paramKey", Param::FORMS);
     }
     // sentinel-golang writes an index always, and falls back on it.
-    let needs_index = key.is_none() || context.form == Form::Golang;
+    let needs_index = key.is_none() || context.form != Form::Document;
     ParamPick {
         index: if needs_index { Some(index.unwrap_or(0)) } else { index },
         key,

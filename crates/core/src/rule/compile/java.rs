@@ -44,6 +44,7 @@ pub static JAVA_KINDS: &[Kind] = &[
             "clusterMode",
             "clusterConfig",
         ],
+        telling: &[],
         read: flow_rule,
     },
     Kind {
@@ -60,6 +61,7 @@ pub static JAVA_KINDS: &[Kind] = &[
             "slowRatioThreshold",
             "statIntervalMs",
         ],
+        telling: &[],
         read: degrade_rule,
     },
     Kind {
@@ -80,6 +82,7 @@ pub static JAVA_KINDS: &[Kind] = &[
             "clusterMode",
             "clusterConfig",
         ],
+        telling: &[],
         read: param_flow_rule,
     },
     Kind {
@@ -95,6 +98,7 @@ pub static JAVA_KINDS: &[Kind] = &[
             "avgRt",
             "maxThread",
         ],
+        telling: &[],
         read: system_rule,
     },
     Kind { list: "authority", ..AUTHORITY },

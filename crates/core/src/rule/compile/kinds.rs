@@ -58,6 +58,7 @@ pub static KINDS: &[Kind] = &[
             "memLowWaterMarkBytes",
             "memHighWaterMarkBytes",
         ],
+        telling: &["resource", "threshold"],
         read: flow_rule,
     },
     Kind {
@@ -77,6 +78,7 @@ pub static KINDS: &[Kind] = &[
             "grpcErrorStatuses",
             "regex",
         ],
+        telling: &["resource", "retryTimeoutMs", "statIntervalMs"],
         read: breaker_rule,
     },
     Kind {
@@ -97,18 +99,21 @@ pub static KINDS: &[Kind] = &[
             "overflow",
             "regex",
         ],
+        telling: &["resource", "metricType", "threshold"],
         read: hotspot_rule,
     },
     Kind {
         name: "IsolationRules",
         list: "isolation",
         fields: fields!["resource", "metricType", "threshold", "regex"],
+        telling: &["resource", "threshold"],
         read: isolation_rule,
     },
     Kind {
         name: "SystemRules",
         list: "system",
         fields: fields!["metricType", "triggerCount", "strategy"],
+        telling: &["metricType", "triggerCount"],
         read: system_rule,
     },
     AUTHORITY,
@@ -117,6 +122,7 @@ pub static KINDS: &[Kind] = &[
         name: "ApiDefinitions",
         list: "",
         fields: &["apiName", "predicateItems"],
+        telling: &[],
         read: api_definition,
     },
 ];
@@ -126,6 +132,7 @@ pub(super) const AUTHORITY: Kind = Kind {
     name: "AuthorityRules",
     list: "",
     fields: fields!["resource", "limitApp", "strategy", "regex"],
+    telling: &[],
     read: authority_rule,
 };
 
@@ -143,6 +150,7 @@ pub(super) const GATEWAY: Kind = Kind {
         "maxQueueingTimeoutMs",
         "paramItem",
     ],
+    telling: &[],
     read: gateway_rule,
 };
 
@@ -403,7 +411,7 @@ fn system_rule(fields: &mut Fields<'_, '_>, context: &Context<'_>, found: &mut F
             false
         }
         // Sentinel's JSON that says nothing says 0.
-        None => context.form == Form::Golang,
+        None => context.form != Form::Document,
     };
     if is_load {
         fields.object("metricType", LOAD);

@@ -3,9 +3,9 @@
 //! A set of documents compiles whole or not at all, and what stands in the way of it is said all at
 //! once. Rules come in four forms: documents like those of sentinel-golang's Kubernetes resources, whose enums
 //! are names and whose ratios are percents; OpenSergo's documents ([`opensergo`]); and the JSON lists of
-//! sentinel-golang and of Sentinel for Java, whose enums are numbers and whose ratios are fractions. What
-//! Sentinel can say and Envoy cannot keep is refused with a sentence that says so: a limit that is silently
-//! not kept is worse than none.
+//! sentinel-golang and of Sentinel for Java, whose enums are numbers and whose ratios are fractions. A document
+//! that is a list is one of sentinel-golang's ([`lists`]). What Sentinel can say and Envoy cannot keep is refused
+//! with a sentence that says so: a limit that is silently not kept is worse than none.
 //!
 //! A kind is a row of a table: its fields and the function that reads them. The ids, the reply and what else every
 //! rule can say is read here, and so is checked what no rule can know by itself.
@@ -36,6 +36,7 @@ mod hotspot;
 mod ids;
 mod java;
 mod kinds;
+mod lists;
 mod opensergo;
 #[cfg(test)]
 mod tests;
@@ -73,6 +74,8 @@ pub const REGEXES_MAX: usize = 256;
 pub struct Source<'a> {
     /// A file's name, or what else errors should call it.
     pub name: &'a str,
+    /// What the operator says its bare lists are: `flow`, `circuitbreaker`, `hotspot`, `isolation` or `system`.
+    pub list: Option<&'a str>,
     /// Its documents; those that say nothing at all are passed over.
     pub documents: &'a [Node],
 }
@@ -86,6 +89,8 @@ pub struct Kind {
     pub list: &'static str,
     /// The fields of one rule.
     pub fields: &'static [&'static str],
+    /// Of these, those without which a rule of a bare list is not taken for one of this kind.
+    telling: &'static [&'static str],
     read: Read,
 }
 
@@ -105,6 +110,8 @@ enum Form {
     Document,
     /// In sentinel-golang's JSON.
     Golang,
+    /// The same, for calls that carry attachments, which `paramKey` may name. Requests of a proxy carry none.
+    Attached,
     /// In the JSON of Sentinel for Java.
     Java,
 }
@@ -128,7 +135,7 @@ pub fn compile_set(sources: &[Source<'_>], settings: &Settings) -> Result<Vec<Ru
             let site = Site { document: Some(index + 1), ..Site::of_source(source.name) }
                 .at(node.position);
             if node.value != Value::Null {
-                set.add_document(node, site);
+                set.add_document(node, site, source);
             }
         }
     }
@@ -142,7 +149,7 @@ pub fn rules_from_golang(
     list: &Node,
     settings: &Settings,
 ) -> Result<Vec<Rule>, Refusals> {
-    rules_from_list(KINDS.iter().find(|known| known.list == kind), Form::Golang, list, settings)
+    rules_from_list(lists::kind(kind), Form::Attached, list, settings)
 }
 
 /// The rules of one list of Sentinel's data sources for Java. `kind` is `flow`, `degrade`, `paramflow`, `system`,
@@ -240,7 +247,19 @@ impl<'a> Set<'a> {
         }
     }
 
-    fn add_document(&mut self, node: &Node, mut site: Site) {
+    fn add_document(&mut self, node: &Node, mut site: Site, source: &Source<'_>) {
+        if let Value::List(rules) = &node.value {
+            match lists::kind_of(rules, source) {
+                Ok(kind) => {
+                    site.kind = Some(kind.name);
+                    self.add_rules(kind, Form::Golang, rules, &site);
+                }
+                // Of no rules at all the kind does not matter.
+                Err(_) if rules.is_empty() => {}
+                Err(sentence) => refuse(&mut self.refusals, &site, "", &sentence),
+            }
+            return;
+        }
         let names =
             || KINDS.iter().map(|kind| kind.name).chain(OPENSERGO_KINDS.iter().map(|kind| kind.0));
         // The kind first, so that errors about the other fields can name it.

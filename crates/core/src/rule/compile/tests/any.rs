@@ -100,7 +100,9 @@ fn forms() -> Vec<(Form, &'static str, Vec<&'static str>)> {
     let words = |fields| words_of(&[nested.concat().leak(), fields]);
     let documents = KINDS.iter().map(|kind| (Form::Document, kind.name, words(kind.fields)));
     let lists = KINDS.iter().filter(|kind| !kind.list.is_empty());
-    let lists = lists.map(|kind| (Form::Golang, kind.list, words(kind.fields)));
+    let lists = lists.flat_map(|kind| {
+        [Form::Golang, Form::Attached].map(|form| (form, kind.list, words(kind.fields)))
+    });
     let java = JAVA_KINDS.iter().map(|kind| (Form::Java, kind.list, words(kind.fields)));
     let opensergo = OPENSERGO_KINDS.iter().map(|kind| (Form::Document, kind.0, words(kind.1)));
     documents.chain(lists).chain(java).chain(opensergo).collect()
@@ -136,7 +138,11 @@ proptest! {
         let settings = Settings::DEFAULT;
         let list = Node::new(Value::List(bodies.clone()));
         let result = match form {
-            Form::Golang => rules_from_golang(kind, &list, &settings),
+            Form::Attached => rules_from_golang(kind, &list, &settings),
+            Form::Golang => {
+                let source = Source { name: "any", list: Some(kind), documents: &[list] };
+                compile_set(&[source], &settings)
+            }
             Form::Java => rules_from_java(kind, &list, &settings),
             Form::Document => {
                 let documents: Vec<Node> = if KINDS.iter().any(|known| known.name == kind) {
@@ -144,7 +150,7 @@ proptest! {
                 } else {
                     bodies.into_iter().map(|body| whole(OPENSERGO_VERSION, body)).collect()
                 };
-                compile_set(&[Source { name: "any", documents: &documents }], &settings)
+                compile_set(&[Source { name: "any", list: None, documents: &documents }], &settings)
             }
         };
         match result {
@@ -155,7 +161,7 @@ proptest! {
 
     #[test]
     fn any_document_at_all_is_rules_or_refusals(documents in proptest::collection::vec(any_node(words_of(&[DOCUMENT_FIELDS])), 0..4)) {
-        match compile_set(&[Source { name: "any", documents: &documents }], &Settings::DEFAULT) {
+        match compile_set(&[Source { name: "any", list: None, documents: &documents }], &Settings::DEFAULT) {
             Ok(rules) => prop_assert!(rules.iter().all(|rule| is_id(rule.id()))),
             Err(refusals) => prop_assert!(refusals.lines().all(|line| !line.contains('\n'))),
         }

@@ -20,6 +20,7 @@ use crate::{
 
 mod any;
 mod kinds;
+mod lists;
 mod other_forms;
 
 fn node_of(json: serde_json::Value) -> Node {
@@ -90,7 +91,7 @@ fn opensergo(kind: &str, name: &str, spec: &str) -> String {
 #[track_caller]
 fn compile(documents: &[String]) -> Result<Vec<Rule>, Refusals> {
     let documents: Vec<Node> = documents.iter().map(|document| node(document)).collect();
-    compile_set(&[Source { name: "a.yaml", documents: &documents }], &Settings::DEFAULT)
+    compile_set(&[Source { name: "a.yaml", list: None, documents: &documents }], &Settings::DEFAULT)
 }
 
 #[track_caller]
