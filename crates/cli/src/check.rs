@@ -56,7 +56,7 @@ pub fn check(files: &[PathBuf], out: &mut impl Write, color: bool) -> io::Result
     }
     // Ids must differ over all files.
     let sources: Vec<Source<'_>> =
-        right.iter().map(|(name, documents)| Source { name, list: None, documents }).collect();
+        right.iter().map(|(name, documents)| Source { documents, ..Source::of(name) }).collect();
     if let Err(refusals) = compile_set(&sources, &Settings::DEFAULT) {
         all_right = false;
         write_refusals(&refusals, out)?;
@@ -73,7 +73,7 @@ fn read(file: &Path, name: &str) -> Result<(Vec<Node>, Vec<Rule>), Refusals> {
     })?;
     let documents = document::documents(&bytes).map_err(|error| error.in_source(name))?;
     let rules =
-        compile_set(&[Source { name, list: None, documents: &documents }], &Settings::DEFAULT)?;
+        compile_set(&[Source { documents: &documents, ..Source::of(name) }], &Settings::DEFAULT)?;
     Ok((documents, rules))
 }
 

@@ -9,6 +9,7 @@ use alloc::{
     string::{String, ToString as _},
     vec::Vec,
 };
+use core::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ use crate::{
     resource::{NAME_BYTES_LIMIT, ResourceConfig, ResourceFrom, Template, TemplateError},
     rule::{
         Rule,
-        compile::{Source, compile_set, is_header_name},
+        compile::{Source, compile_set, is_header_name, is_id},
         error::{Reason, Refusals, Site},
         node::{Node, Value},
         read::{Choices, Fields, Text},
@@ -26,6 +27,21 @@ use crate::{
 
 /// The fields of the service's configuration.
 pub const SERVICE_FIELDS: &[&str] = &["rules", "sources", "metrics", "envoyStats", "settings"];
+
+/// The fields of one of the service's `sources`.
+pub const SOURCE_FIELDS: &[&str] = &["name", "http", "file", "intervalMs", "kind", "fallback"];
+
+/// The fields of a source's `http`.
+pub const HTTP_FIELDS: &[&str] = &["cluster", "path", "authority", "headers"];
+
+/// The fields of a source's `file`.
+pub const FILE_FIELDS: &[&str] = &["cluster", "path", "authority"];
+
+/// The most sources; a configuration with more is refused.
+pub const SOURCES_MAX: usize = 64;
+
+/// The most `headers` of a source; one with more is refused.
+pub const SOURCE_HEADERS_MAX: usize = 32;
 
 /// The fields of the service's `metrics`.
 pub const METRICS_FIELDS: &[&str] = &["resources", "seriesMax"];
@@ -57,8 +73,14 @@ pub const ARGS_MAX: usize = 32;
 /// What the service is told.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceConfig {
-    /// The rules that stand in the configuration itself.
+    /// The rules to be in force: at first those that stand in the configuration, and its sources' fallbacks.
     pub rules: Vec<Rule>,
+    /// The rule documents that stand in the configuration itself.
+    pub documents: Vec<Node>,
+    /// Where more rules are to be fetched.
+    pub sources: Vec<SourceConfig>,
+    /// Whether one of them has not been fetched yet and has no fallback.
+    pub pending: bool,
     /// Resources without a rule that have series of their own.
     pub metrics_resources: Vec<String>,
     /// The most series that may be defined ([`SERIES_MAX`]).
@@ -67,6 +89,29 @@ pub struct ServiceConfig {
     pub envoy_stats: Option<String>,
     /// What holds for the whole proxy.
     pub settings: Settings,
+}
+
+/// A place where rules are fetched again and again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceConfig {
+    /// What errors call it; another one for each source.
+    pub name: String,
+    /// Whether `path` names an index of files, and not the rules themselves.
+    pub is_index: bool,
+    /// The cluster in Envoy's configuration that is asked.
+    pub cluster: String,
+    /// What it is asked for, from the slash on.
+    pub path: String,
+    /// The name it is asked by; the cluster's, where nothing is said.
+    pub authority: String,
+    /// Names, in lower case, and values of headers to send.
+    pub headers: Vec<(String, String)>,
+    /// `intervalMs`: from one look to the next.
+    pub interval_ms: u32,
+    /// `kind`: what a bare list of sentinel-golang's is, where its file's name does not say so.
+    pub list: Option<&'static str>,
+    /// The documents that count until the first successful look.
+    pub fallback: Option<Vec<Node>>,
 }
 
 /// What the filter of one listener is told.
@@ -82,6 +127,8 @@ pub struct FilterConfig {
     pub expose_rule: bool,
     /// What holds before the first rule set, if it is not what the service's settings say.
     pub before_first_rules: Option<BeforeFirstRules>,
+    /// Whether it has rules of its own, which the service merges with all others.
+    pub carries_rules: bool,
 }
 
 /// What tells who calls.
@@ -324,7 +371,8 @@ impl ServiceConfig {
             return Err(refusals);
         };
         config.settings = Settings::read(&mut fields);
-        fields.not_run("sources");
+        config.sources = sources(&mut fields);
+        config.pending = config.sources.iter().any(|source| source.fallback.is_none());
         if let Some(mut envoy_stats) = fields.inside("envoyStats", ENVOY_STATS_FIELDS) {
             envoy_stats.require("cluster");
             config.envoy_stats = envoy_stats.text("cluster").map(str::to_string);
@@ -353,8 +401,15 @@ impl ServiceConfig {
             let series = metrics.whole_u32(SERIES_MAX.name, SERIES_MAX.min..=SERIES_MAX.max);
             config.series_max = series.unwrap_or(SERIES_MAX.default);
         }
-        let documents = fields.list("rules");
-        match compile_set(&[Source { name: SOURCE, list: None, documents }], &config.settings) {
+        config.documents = fields.list("rules").to_vec();
+        let names: Vec<String> =
+            config.sources.iter().map(|source| fallback_name(&source.name)).collect();
+        let fallbacks = config.sources.iter().zip(&names).filter_map(|(source, name)| {
+            Some(Source { documents: source.fallback.as_deref()?, ..Source::of(name) })
+        });
+        let inline = Source { documents: &config.documents, ..Source::of(SOURCE) };
+        let sources: Vec<Source<'_>> = [inline].into_iter().chain(fallbacks).collect();
+        match compile_set(&sources, &config.settings) {
             Ok(rules) => config.rules = rules,
             Err(more) => refusals.append(more),
         }
@@ -363,8 +418,17 @@ impl ServiceConfig {
 }
 
 impl FilterConfig {
-    /// Reads the configuration of the filter, or says everything that is wrong with it.
+    /// Reads the configuration of the filter, or says everything that is wrong with it, its rules included.
     pub fn from_node(node: &Node) -> Result<Self, Refusals> {
+        Self::read(node, true)
+    }
+
+    /// Reads a configuration whose rules are known to be in order: they are not looked at again.
+    pub fn from_checked_node(node: &Node) -> Result<Self, Refusals> {
+        Self::read(node, false)
+    }
+
+    fn read(node: &Node, check_rules: bool) -> Result<Self, Refusals> {
         let site = Site::of_source(SOURCE);
         let mut refusals = Refusals::default();
         let mut config = Self::default();
@@ -376,15 +440,22 @@ impl FilterConfig {
         }
         config.origin = origin(&mut fields);
         config.args = args(&mut fields);
-        for later in ["rules", "replyCluster"] {
-            fields.not_run(later);
-        }
+        fields.not_run("replyCluster");
+        let documents = fields.list("rules");
+        config.carries_rules = !documents.is_empty();
         config.expose_rule = fields.flag("exposeRule").unwrap_or(true);
         config.before_first_rules = before_first_rules(&mut fields);
         // As good as beside it: that is where the service's configuration has it.
         if let Some(mut settings) = fields.inside("settings", &["beforeFirstRules"]) {
             config.before_first_rules =
                 before_first_rules(&mut settings).or(config.before_first_rules);
+        }
+        if check_rules {
+            // The service's settings are not known here; it compiles the whole set again by them.
+            let source = Source { documents, ..Source::of(SOURCE) };
+            if let Err(more) = compile_set(&[source], &Settings::DEFAULT) {
+                refusals.append(more);
+            }
         }
         refusals.or(config)
     }
@@ -398,12 +469,169 @@ impl Default for FilterConfig {
             args: Vec::new(),
             expose_rule: true,
             before_first_rules: None,
+            carries_rules: false,
         }
     }
 }
 
 /// What errors call the configuration that Envoy hands over.
-const SOURCE: &str = "configuration";
+pub const SOURCE: &str = "configuration";
+
+/// What errors call the fallback of the source `name`.
+pub fn fallback_name(name: &str) -> String {
+    format!("{SOURCE}, fallback of {name}")
+}
+
+/// What is said of the kind of a bare list: the names of sentinel-golang's lists.
+static LISTS: Choices = &[
+    ("flow", None),
+    ("circuitbreaker", None),
+    ("hotspot", None),
+    ("isolation", None),
+    ("system", None),
+];
+
+fn sources<'a>(configuration: &mut Fields<'a, '_>) -> Vec<SourceConfig> {
+    let mut sources: Vec<SourceConfig> = Vec::new();
+    for (index, node) in configuration.list_of("sources", SOURCES_MAX).iter().enumerate() {
+        let Some(mut fields) = configuration.item("sources", index, node, SOURCE_FIELDS) else {
+            continue;
+        };
+        fields.require("name");
+        let name = fields.text("name").unwrap_or_default();
+        if fields.node("name").is_some() && !is_id(name) {
+            fields.mismatch("name", "1 to 64 characters of A-Z, a-z, 0-9 and ._:/-");
+        }
+        if sources.iter().any(|other| other.name == name) {
+            fields.mismatch("name", "another one for each source");
+        }
+        let is_index = fields.node("file").is_some();
+        if is_index == fields.node("http").is_some() {
+            fields.object("http", "or `file` must say where the rules are, one of the two");
+            continue;
+        }
+        let mut source = SourceConfig {
+            name: name.to_string(),
+            is_index,
+            cluster: String::new(),
+            path: String::new(),
+            authority: String::new(),
+            headers: Vec::new(),
+            interval_ms: if is_index { 1_000 } else { 2_000 },
+            list: fields.choice("kind", LISTS),
+            fallback: fields.node("fallback").map(|_| fields.list("fallback").to_vec()),
+        };
+        if let Some(interval_ms) = fields.whole_u32("intervalMs", SOURCE_INTERVAL_MS) {
+            source.interval_ms = interval_ms;
+        }
+        let (place, known) = if is_index { ("file", FILE_FIELDS) } else { ("http", HTTP_FIELDS) };
+        if let Some(mut at) = fields.inside(place, known) {
+            for (field, into) in [("cluster", &mut source.cluster), ("path", &mut source.path)] {
+                at.require(field);
+                *into = at.text(field).unwrap_or_default().to_string();
+            }
+            if at.node("cluster").is_some() && source.cluster.is_empty() {
+                at.mismatch("cluster", "the name of a cluster in Envoy's configuration");
+            }
+            if at.node("path").is_some() && !is_path(&source.path) {
+                at.mismatch("path", "a path such as /rules/shop.yaml");
+            }
+            let authority = at.some_text("authority").unwrap_or(&source.cluster);
+            source.authority = authority.to_string();
+            source.headers = source_headers(&mut at);
+        }
+        sources.push(source);
+    }
+    sources
+}
+
+/// One file of an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexedFile {
+    /// The file's path from the root of its server.
+    pub path: String,
+    /// What a bare list in it is, where the index says so.
+    pub list: Option<&'static str>,
+}
+
+/// The most files of an index; one with more is refused.
+pub const INDEX_FILES_MAX: usize = 256;
+
+/// Reads an index of rule files, a map with the one field `files`; `path` is its own.
+pub fn index_files(node: &Node, path: &str) -> Result<Vec<IndexedFile>, Refusals> {
+    let site = Site::of_source(path.trim_start_matches('/'));
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let mut refusals = Refusals::default();
+    let mut files = Vec::new();
+    if let Some(mut fields) = Fields::open(node, "", &["files"], &site, &mut refusals) {
+        fields.require("files");
+        for (index, node) in fields.list_of("files", INDEX_FILES_MAX).iter().enumerate() {
+            let mut list = None;
+            let name = if let Value::String(name) = &node.value {
+                name.as_str()
+            } else {
+                let Some(mut file) = fields.item("files", index, node, &["path", "kind"]) else {
+                    continue;
+                };
+                file.require("path");
+                list = file.choice("kind", LISTS);
+                file.text("path").unwrap_or_default()
+            };
+            let path = match name.strip_prefix('/') {
+                Some(_) => name.to_string(),
+                None => format!("{folder}/{name}"),
+            };
+            if name.is_empty() || !is_path(&path) {
+                let found = Node::new(Value::String(name.to_string())).describe();
+                let allowed = "a file's path without spaces, such as flow.yaml".to_string();
+                let reason = Reason::Mismatch { found, allowed };
+                fields.refuse_at(node.position, &format!("files[{index}]"), reason);
+            }
+            files.push(IndexedFile { path, list });
+        }
+    }
+    refusals.or(files)
+}
+
+/// The range of a source's `intervalMs`.
+pub const SOURCE_INTERVAL_MS: RangeInclusive<u32> = 20..=3_600_000;
+
+/// Whether a request line can have this path.
+fn is_path(path: &str) -> bool {
+    path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn source_headers(fields: &mut Fields<'_, '_>) -> Vec<(String, String)> {
+    let mut headers = Vec::new();
+    let Some(Value::Map(map)) = fields.node("headers").map(|node| &node.value) else {
+        if fields.node("headers").is_some() {
+            fields.mismatch("headers", "a map of names and texts");
+        }
+        return headers;
+    };
+    if map.entries().len() > SOURCE_HEADERS_MAX {
+        let found = map.entries().len();
+        let reason = Reason::TooMany { found, most: SOURCE_HEADERS_MAX, setting: None };
+        fields.refuse("headers", reason);
+        return headers;
+    }
+    for entry in map.entries() {
+        let field = format!("headers.{}", entry.key);
+        let mut refuse = |sentence: &str| {
+            fields.refuse_at(entry.position, &field, Reason::Malformed(sentence.to_string()));
+        };
+        let Value::String(value) = &entry.value.value else {
+            refuse("is not text: put it in quotes");
+            continue;
+        };
+        if !is_header_name(&entry.key) || value.bytes().any(|byte| byte.is_ascii_control()) {
+            refuse("is no header: a name, and text without control characters");
+            continue;
+        }
+        headers.push((entry.key.to_ascii_lowercase(), value.clone()));
+    }
+    headers
+}
 
 static BEFORE_FIRST_RULES: Choices = &[("pass", None), ("block", None)];
 

@@ -11,6 +11,7 @@
 
 extern crate alloc;
 
+pub mod carried;
 #[cfg(feature = "contract")]
 pub mod contract;
 pub mod document;
@@ -39,4 +40,10 @@ pub struct Next {
 impl Next {
     /// The period of a VM with nothing to do but to show that it lives.
     pub const IDLE: Self = Self { period_ms: 1_000 };
+
+    /// The sooner of the two.
+    #[must_use]
+    pub fn sooner(self, other: Self) -> Self {
+        Self { period_ms: self.period_ms.min(other.period_ms) }
+    }
 }

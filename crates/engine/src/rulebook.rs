@@ -32,6 +32,8 @@ const MATCHED_MAX: usize = 4_096;
 pub(crate) struct RuleBook {
     /// The set's version; 0 before the first.
     pub(crate) version: u64,
+    /// Whether a source of rules is still to be fetched for the first time.
+    pub(crate) pending: bool,
     /// Settings that came with it.
     pub(crate) settings: Settings,
     /// The most series that may be defined.
@@ -314,6 +316,7 @@ impl Upcoming {
         }
         let mut book = RuleBook {
             version: self.header.version,
+            pending: self.header.pending,
             settings: self.header.settings,
             series_max: self.header.series_max,
             ..RuleBook::default()

@@ -33,8 +33,8 @@ pub trait Shell {
     /// Something stands in a queue of `root`.
     fn queue_ready(_root: u32) {}
 
-    /// A call that `root` made has ended, with a body of `size` bytes; with no `headers` it has failed.
-    fn http_response(_root: u32, _headers: usize, _size: usize) {}
+    /// The call `call` that `root` made has ended, with a body of `size` bytes; with no `headers` it has failed.
+    fn http_response(_root: u32, _call: u32, _headers: usize, _size: usize) {}
 }
 
 /// How a stream goes on.
@@ -106,12 +106,12 @@ macro_rules! entry_points {
             #[unsafe(export_name = "proxy_on_http_call_response")]
             extern "C" fn on_http_call_response(
                 root: u32,
-                _call: u32,
+                call: u32,
                 headers: usize,
                 size: usize,
                 _trailers: usize,
             ) {
-                <$shell as Shell>::http_response(root, headers, size);
+                <$shell as Shell>::http_response(root, call, headers, size);
             }
         };
     };

@@ -267,7 +267,7 @@ pub(crate) fn log(level: u32, message: &str) {
 }
 
 /// Starts a call without a body to a cluster. Its end is a callback of the current context.
-pub(crate) fn http_call(cluster: &str, headers: &[u8], timeout_ms: u32) -> Result<(), HostError> {
+pub(crate) fn http_call(cluster: &str, headers: &[u8], timeout_ms: u32) -> Result<u32, HostError> {
     let mut call = 0;
     // An empty map of trailers is its number of pairs, 0.
     let trailers = [0; 4];
@@ -285,7 +285,8 @@ pub(crate) fn http_call(cluster: &str, headers: &[u8], timeout_ms: u32) -> Resul
             timeout_ms,
             &raw mut call,
         )
-    })
+    })?;
+    Ok(call)
 }
 
 /// Answers the request instead of the upstream, when the callback has returned.

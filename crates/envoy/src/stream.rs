@@ -80,30 +80,46 @@ pub fn resume_request(stream: u32, current: u32) -> Result<(), HostError> {
     resumed
 }
 
-/// Asks `cluster` for `path`. The answer is a callback of the current context, within `timeout_ms`.
+/// Asks `cluster` for `path`, with these headers besides those that make a GET. The answer is a callback of the current
+/// context that names the number given here, within `timeout_ms`.
 ///
 /// # Errors
 ///
 /// Envoy's status where it refuses: it knows no such cluster.
-pub fn http_get(cluster: &str, path: &str, timeout_ms: u32) -> Result<(), HostError> {
-    let headers = serialized(&[
-        (":method", b"GET"),
+pub fn http_get(
+    cluster: &str,
+    authority: &str,
+    path: &str,
+    headers: &[(&str, &[u8])],
+    timeout_ms: u32,
+) -> Result<u32, HostError> {
+    let mut all: Vec<(&str, &[u8])> = Vec::from([
+        (":method", b"GET".as_slice()),
         (":path", path.as_bytes()),
-        (":authority", cluster.as_bytes()),
+        (":authority", authority.as_bytes()),
     ]);
-    ffi::http_call(cluster, &headers, timeout_ms)
+    all.extend_from_slice(headers);
+    ffi::http_call(cluster, &serialized(&all), timeout_ms)
 }
 
-/// The body of `size` bytes that a call of ours was answered with; `None` if it was not answered with status 200. Only in
-/// the callback that names the size.
-pub fn http_call_body(size: usize) -> Option<Vec<u8>> {
-    const CALL_HEADERS: u32 = 6;
-    const CALL_BODY: u32 = 4;
-    if ffi::header(CALL_HEADERS, ":status").as_deref() != Some(b"200") {
-        return None;
-    }
-    if size == 0 { Some(Vec::new()) } else { ffi::buffer(CALL_BODY, size) }
+/// The status that a call of ours was answered with; 0 if it is none. Only in the callback that brings the answer.
+pub fn http_call_status() -> u16 {
+    let status = ffi::header(CALL_HEADERS, ":status").unwrap_or_default();
+    core::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or(0)
 }
+
+/// A header that a call of ours was answered with. Only in the callback that brings the answer.
+pub fn http_call_header(name: &str) -> Option<Vec<u8>> {
+    ffi::header(CALL_HEADERS, name)
+}
+
+/// The body of `size` bytes that a call of ours was answered with. Only in the callback that names the size.
+pub fn http_call_body(size: usize) -> Vec<u8> {
+    const CALL_BODY: u32 = 4;
+    if size == 0 { Vec::new() } else { ffi::buffer(CALL_BODY, size).unwrap_or_default() }
+}
+
+const CALL_HEADERS: u32 = 6;
 
 /// A reply instead of the upstream's.
 #[derive(Debug)]

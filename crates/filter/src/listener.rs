@@ -2,7 +2,10 @@
 
 use std::rc::Rc;
 
-use sentinel_core::config::FilterConfig;
+use sentinel_core::{
+    config::{FilterConfig, SOURCE},
+    rule::error::Refusals,
+};
 use sentinel_engine::document;
 use sentinel_envoy::{EnvoyHost, stream::plugin_configuration};
 
@@ -22,27 +25,36 @@ impl Listener {
     }
 }
 
-/// Parses and validates, and nothing with an effect: Envoy also configures a VM that it then throws
+/// Parses and validates, and nothing with an effect on traffic: Envoy also configures a VM that it then throws
 /// away, and one on its main thread that never sees a stream. `false` if the configuration is refused.
 pub(crate) fn configure(root: u32, size: usize) -> bool {
     if let Some(function) = EnvoyHost::refused_function() {
         log::error!("filter: Envoy refuses {function}: allow it in capability_restriction_config");
         return false;
     }
-    let config = match document::configuration(&plugin_configuration(size)) {
-        Ok(node) => FilterConfig::from_node(&node),
-        Err(error) => Err(error.in_source("configuration").into()),
+    let bytes = plugin_configuration(size);
+    let node = match document::configuration(&bytes) {
+        Ok(node) => node,
+        Err(error) => return refuse(&error.in_source(SOURCE).into()),
+    };
+    let is_checked = vm::with(|vm| vm.is_checked(&bytes)).unwrap_or(false);
+    let config = if is_checked {
+        FilterConfig::from_checked_node(&node)
+    } else {
+        FilterConfig::from_node(&node)
     };
     match config {
         Ok(config) => {
-            vm::with(|vm| vm.join(Listener::new(root, config)));
+            vm::with(|vm| vm.join(Listener::new(root, config), bytes, is_checked));
             true
         }
-        Err(refusals) => {
-            for line in refusals.lines() {
-                log::error!("filter: {line}");
-            }
-            false
-        }
+        Err(refusals) => refuse(&refusals),
     }
+}
+
+fn refuse(refusals: &Refusals) -> bool {
+    for line in refusals.lines() {
+        log::error!("filter: {line}");
+    }
+    false
 }

@@ -9,6 +9,7 @@ use std::{cell::RefCell, rc::Rc};
 use sentinel_core::config::FilterConfig;
 use sentinel_engine::{
     Next,
+    carried::Carrier,
     host::{Meter as _, MetricId, MetricKind},
     worker::{Call, Outcome, Verdict, Worker},
 };
@@ -16,7 +17,7 @@ use sentinel_envoy::{
     EnvoyHost,
     dispatch::Flow,
     host::Calls,
-    stream::{is_inbound, resume_request, set_tick_period, set_tick_period_of},
+    stream::{is_inbound, property, resume_request, set_tick_period, set_tick_period_of},
 };
 
 use crate::{
@@ -30,6 +31,8 @@ use crate::{
 pub(crate) struct Vm {
     pub(crate) host: EnvoyHost,
     worker: Option<Worker>,
+    /// Rules in the configurations of its roots.
+    carrier: Carrier,
     /// A resource's name, while a request is being named.
     name: Vec<u8>,
     /// Root contexts that live, oldest first.
@@ -40,6 +43,10 @@ pub(crate) struct Vm {
     shared_data_calls: Option<MetricId>,
     queue_calls: Option<MetricId>,
 }
+
+/// How soon after its configuration a root hands over the rules in it. A VM that Envoy only tries the configuration on
+/// is gone by then.
+const FIRST_TICK_MS: u32 = 20;
 
 /// The root context whose timer is the worker's tick.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +74,11 @@ impl Vm {
         let mut host = EnvoyHost::new();
         let shared_data_calls = host.define(MetricKind::Counter, "sentinel.shared_data_calls").ok();
         let queue_calls = host.define(MetricKind::Counter, "sentinel.queue_calls").ok();
+        let carrier = Carrier::new(&mut host);
         Self {
             host,
             worker: None,
+            carrier,
             name: Vec::new(),
             roots: Vec::new(),
             streams: Streams::new(),
@@ -97,10 +106,32 @@ impl Vm {
         self.leave(context);
     }
 
+    /// Whether the rules in a configuration are known to be in order.
+    pub(crate) fn is_checked(&mut self, configuration: &[u8]) -> bool {
+        self.carrier.is_checked(&mut self.host, configuration)
+    }
+
     /// A root is configured. It drives at once where streams live that nobody ticks for: their own root
-    /// has been replaced.
-    pub(crate) fn join(&mut self, listener: Rc<Listener>) {
+    /// has been replaced. Rules of its own are handed over at its first tick.
+    pub(crate) fn join(
+        &mut self,
+        listener: Rc<Listener>,
+        configuration: Vec<u8>,
+        is_checked: bool,
+    ) {
         let root = listener.root;
+        if listener.config.carries_rules {
+            if !is_checked {
+                self.carrier.note_checked(&mut self.host, &configuration);
+            }
+            let plugin = property("plugin_name").unwrap_or_default();
+            let plugin = String::from_utf8_lossy(&plugin).into_owned();
+            self.carrier.take(root, plugin, configuration);
+            arm(root, FIRST_TICK_MS, root);
+            if let Some(driver) = self.driver.as_mut().filter(|driver| driver.root == root) {
+                driver.period_ms = FIRST_TICK_MS;
+            }
+        }
         self.roots.retain(|other| other.root != root);
         self.roots.push(listener);
         self.wake(root, root, false);
@@ -109,6 +140,7 @@ impl Vm {
     /// `root` goes, and its timer with it: Envoy would let that run on for ever.
     fn leave(&mut self, root: u32) {
         self.roots.retain(|other| other.root != root);
+        self.carrier.leave(&mut self.host, root);
         let Some(driver) = self.driver.take_if(|driver| driver.root == root) else { return };
         arm(root, 0, root);
         let mut roots = self.roots.iter().rev().map(|heir| heir.root);
@@ -165,10 +197,14 @@ impl Vm {
 
     /// The timer of `root` has fired.
     pub(crate) fn tick(&mut self, root: u32) {
+        let carries = self.carrier.carries(root);
+        if carries {
+            self.carrier.tick(&mut self.host);
+        }
         let Some(worker) =
             self.worker.as_mut().filter(|_| self.driver.is_some_and(|driver| driver.root == root))
         else {
-            arm(root, 0, root);
+            arm(root, if carries { Next::IDLE.period_ms } else { 0 }, root);
             return;
         };
         worker.tick(&mut self.host);

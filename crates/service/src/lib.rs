@@ -32,7 +32,7 @@ impl Shell for Module {
         root::with(root, root::Live::drain);
     }
 
-    fn http_response(root: u32, headers: usize, size: usize) {
-        root::with(root, |live| live.take_stats(headers, size));
+    fn http_response(root: u32, call: u32, headers: usize, size: usize) {
+        root::with(root, |live| live.take_response(call, headers, size));
     }
 }

@@ -3,10 +3,16 @@
 use std::cell::RefCell;
 
 use sentinel_core::config::ServiceConfig;
-use sentinel_engine::{Next, document, service::Service};
+use sentinel_engine::{
+    Next, document,
+    service::{Answer, Service},
+};
 use sentinel_envoy::{
     EnvoyHost,
-    stream::{http_call_body, http_get, plugin_configuration, set_tick_period},
+    stream::{
+        http_call_body, http_call_header, http_call_status, http_get, plugin_configuration,
+        set_tick_period,
+    },
 };
 
 /// A root context of `envoy.bootstrap.wasm`. Its twin in the stats sinks is this very instance where Envoy
@@ -16,6 +22,8 @@ pub(crate) struct Live {
     host: EnvoyHost,
     service: Service,
     armed_ms: u32,
+    /// Calls to servers of rules: Envoy's number, and the service's.
+    fetches: Vec<(u32, u32)>,
     /// Whether it has been said that Envoy does not answer about its statistics.
     has_complained: bool,
     #[cfg(feature = "faults")]
@@ -37,6 +45,9 @@ const STATS: &str = "/stats?filter=%5E(server%5B.%5Dmemory_allocated%7Coverload%
 
 /// Longer than any stall of the main thread that is worth waiting for.
 const STATS_TIMEOUT_MS: u32 = 1_000;
+
+/// How long a server of rules may take.
+const FETCH_TIMEOUT_MS: u32 = 5_000;
 
 /// Runs `body` with the root `root`, if that is configured.
 pub(crate) fn with(root: u32, body: impl FnOnce(&mut Live)) {
@@ -99,6 +110,7 @@ impl Live {
             host,
             service,
             armed_ms: 0,
+            fetches: Vec::new(),
             has_complained: false,
         };
         live.arm(Next { period_ms: FIRST_TICK_MS });
@@ -113,7 +125,8 @@ impl Live {
         if self.service.stats_due(&mut self.host) {
             self.ask_stats();
         }
-        self.arm(next);
+        let fetched = self.fetch();
+        self.arm(next.sooner(fetched));
     }
 
     /// Something stands in the queue.
@@ -125,9 +138,51 @@ impl Live {
         }
     }
 
+    /// A call has been answered, or has not.
+    pub(crate) fn take_response(&mut self, call: u32, headers: usize, size: usize) {
+        let status = if headers > 0 { http_call_status() } else { 0 };
+        let place = self.fetches.iter().position(|(known, _)| *known == call);
+        let Some((_, id)) = place.map(|place| self.fetches.swap_remove(place)) else {
+            self.take_stats((status == 200).then(|| http_call_body(size)));
+            return;
+        };
+        let mut answer = Answer { status, ..Answer::default() };
+        if status == 200 {
+            answer.etag = http_call_header("etag").unwrap_or_default();
+            answer.body = http_call_body(size);
+        }
+        let next = self.service.take_answer(&mut self.host, id, answer);
+        let next = next.sooner(self.fetch());
+        self.arm(next);
+    }
+
+    /// Asks all that is to be asked of servers of rules. Says when there is more to do.
+    fn fetch(&mut self) -> Next {
+        let mut next = Next::IDLE;
+        while let Some(fetch) = self.service.next_fetch(&mut self.host) {
+            let mut headers: Vec<(&str, &[u8])> = fetch
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_bytes()))
+                .collect();
+            if !fetch.etag.is_empty() {
+                headers.push(("if-none-match", fetch.etag));
+            }
+            let id = fetch.id;
+            let (cluster, authority, path) = (fetch.cluster, fetch.authority, fetch.path);
+            match http_get(cluster, authority, path, &headers, FETCH_TIMEOUT_MS) {
+                Ok(call) => self.fetches.push((call, id)),
+                Err(_) => {
+                    let failed = self.service.take_answer(&mut self.host, id, Answer::default());
+                    next = next.sooner(failed);
+                }
+            }
+        }
+        next
+    }
+
     /// Envoy's admin endpoint has answered, or has not.
-    pub(crate) fn take_stats(&mut self, headers: usize, size: usize) {
-        let body = if headers > 0 { http_call_body(size) } else { None };
+    fn take_stats(&mut self, body: Option<Vec<u8>>) {
         match &body {
             Some(_) => self.has_complained = false,
             None => self
@@ -138,7 +193,7 @@ impl Live {
 
     fn ask_stats(&mut self) {
         let cluster = self.service.stats_cluster().unwrap_or_default();
-        if http_get(cluster, STATS, STATS_TIMEOUT_MS).is_err() {
+        if http_get(cluster, cluster, STATS, &[], STATS_TIMEOUT_MS).is_err() {
             self.complain("is none that Envoy knows: add a static cluster of its admin endpoint");
             self.service.take_stats(&mut self.host, None);
         }

@@ -166,6 +166,9 @@ impl Host for SimHost<'_> {
             | Key::Service
             | Key::Missing
             | Key::Decisions
+            | Key::Carried
+            | Key::CarriedSet(_)
+            | Key::Source(_)
             | Key::Signal(_) => {}
         }
         Ok(cas)

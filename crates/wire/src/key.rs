@@ -25,6 +25,12 @@ pub enum Key {
     Ledger(u32),
     /// One set of a table of ledgers.
     Set(u32),
+    /// Who carries rules in a filter's configuration.
+    Carried,
+    /// One configuration that a filter carries.
+    CarriedSet(u32),
+    /// What the service has last fetched of this source.
+    Source(u32),
     /// A signal's fallback where Envoy's statistics are switched off.
     Signal(u8),
 }
@@ -45,6 +51,9 @@ impl Key {
             Self::Decisions => name.write_str("sentinel/decisions"),
             Self::Set(set) => write!(name, "sentinel/t/{set}"),
             Self::Ledger(slot) => write!(name, "sentinel/l/{slot}"),
+            Self::Carried => name.write_str("sentinel/carried"),
+            Self::CarriedSet(set) => write!(name, "sentinel/c/{set}"),
+            Self::Source(source) => write!(name, "sentinel/source/{source}"),
             Self::Signal(signal) => write!(name, "sentinel/s/{signal}"),
         };
         debug_assert!(written.is_ok(), "writing to a String cannot fail");

@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+pub mod carried;
 pub mod codec;
 pub mod decisions;
 pub mod frame;
@@ -17,6 +18,7 @@ pub mod key;
 pub mod ledger;
 pub mod rules;
 pub mod service;
+pub mod sources;
 pub mod workers;
 
 pub use codec::DecodeError;

@@ -17,13 +17,15 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::codec::{self, DecodeError, VALUE_BYTES_MAX};
 
 /// The layout of this build.
-pub const LAYOUT: u8 = 2;
+pub const LAYOUT: u8 = 3;
 
 /// What holds for the set as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RuleSetHeader {
     /// Grows with each set that is published; 1 for the first.
     pub version: u64,
+    /// Whether a source of rules has never been fetched and has no fallback: `beforeFirstRules` still holds.
+    pub pending: bool,
     /// The generation that the next occupant of any ledger slot gets.
     pub next_generation: u64,
     /// Settings that reach the workers with the rules.

@@ -26,11 +26,13 @@ use sentinel_core::{
 };
 use sentinel_wire::{
     DecodeError,
+    carried::{CarriedSet, Configuration, Directory, Holder},
     decisions::{Decision, Decisions},
     frame::{BreakerCounts, CounterFrame, FrameEntry},
     ledger::{self, Value},
     rules::{self, RuleEntry, RuleSetHeader, RuleSetReader},
     service::{Ack, ServiceBeat},
+    sources::{Fetched, FetchedText},
     workers::{Seeds, WorkerSlot, Workers},
 };
 
@@ -196,6 +198,7 @@ fn rule_set() -> (RuleSetHeader, Vec<RuleEntry>) {
     let rules = every_rule();
     let header = RuleSetHeader {
         version: 1,
+        pending: true,
         next_generation: 9,
         settings: Settings::default(),
         metrics_resources: vec!["GET:/cart".into()],
@@ -391,7 +394,7 @@ fn a_version_2_frame_is_these_bytes_for_ever() {
 }
 
 #[test]
-fn a_version_2_rule_set_is_these_bytes_for_ever() {
+fn a_version_3_rule_set_is_these_bytes_for_ever() {
     let (header, entries) = rule_set();
     let bytes = rules::encode(&header, &entries).unwrap();
 
@@ -434,4 +437,45 @@ fn a_rule_set_that_was_cut_off_is_malformed_and_allocates_no_more_than_it_is_lon
         });
         assert_eq!(read, Err(DecodeError::Malformed), "cut at {end}");
     }
+}
+
+#[test]
+fn a_version_1_directory_of_carried_rules_is_these_bytes_for_ever() {
+    let set = CarriedSet {
+        digest: 0x1122_3344_5566_7788,
+        order: 3,
+        plugin: "sentinel_filter".into(),
+        slot: 1,
+        stored: true,
+        holders: vec![Holder { vm: 7, seen_ns: 1_000_000 }],
+    };
+    let directory = Directory { newest: 3, checked: vec![9], sets: vec![set] };
+    let bytes = encoded(|bytes| directory.encode(bytes));
+
+    check_bytes(&bytes, &expect![[""]]);
+    assert_eq!(Directory::decode(&bytes), Ok(directory));
+}
+
+#[test]
+fn a_version_1_carried_configuration_is_these_bytes_for_ever() {
+    let configuration = Configuration { digest: 9, bytes: b"rules: []".to_vec() };
+    let bytes = encoded(|bytes| configuration.encode(bytes));
+
+    check_bytes(&bytes, &expect![[""]]);
+    assert_eq!(Configuration::decode(&bytes), Ok(configuration));
+}
+
+#[test]
+fn a_version_1_fetched_source_is_these_bytes_for_ever() {
+    let text = |name: &str, kind: Option<&str>| FetchedText {
+        name: name.into(),
+        kind: kind.map(Into::into),
+        bytes: b"[]".to_vec(),
+    };
+    let texts = vec![text("rules/flow.yaml", None), text("rules/golang.json", Some("flow"))];
+    let fetched = Fetched { identity: 5, etag: b"\"7\"".to_vec(), texts };
+    let bytes = encoded(|bytes| fetched.encode(bytes));
+
+    check_bytes(&bytes, &expect![[""]]);
+    assert_eq!(Fetched::decode(&bytes), Ok(fetched));
 }

@@ -198,7 +198,14 @@ impl Proxy {
             // The others are the heartbeats of those who live.
             let matters = |key: Key| match key {
                 Key::Ledger(_) | Key::Set(_) | Key::Rules | Key::Decisions => true,
-                Key::Seeds | Key::Workers | Key::Service | Key::Missing | Key::Signal(_) => false,
+                Key::Seeds
+                | Key::Workers
+                | Key::Service
+                | Key::Missing
+                | Key::Carried
+                | Key::CarriedSet(_)
+                | Key::Source(_)
+                | Key::Signal(_) => false,
             };
             if !writes.iter().any(|write| matters(write.key)) {
                 return Ok(());
@@ -287,6 +294,7 @@ fn config(rules: Vec<Rule>, watched: &[String]) -> ServiceConfig {
         // Who answers is `Proxy::pressure`.
         envoy_stats: Some("admin".to_owned()),
         settings: Settings::DEFAULT,
+        ..ServiceConfig::default()
     }
 }
 

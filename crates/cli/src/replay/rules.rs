@@ -122,7 +122,7 @@ fn compile_documents(sets: &Map<String, Value>) -> Result<Result<Vec<Rule>, Refu
         let document = json!({"apiVersion": API_VERSION, "kind": kind, "spec": {"rules": list}});
         documents.push(node(&document)?);
     }
-    let source = Source { name: "", list: None, documents: &documents };
+    let source = Source { documents: &documents, ..Source::of("") };
     Ok(compile_set(&[source], &Settings::DEFAULT))
 }
 

@@ -48,6 +48,11 @@ pub fn configuration(bytes: &[u8]) -> Result<Node, DocumentError> {
     {
         return Ok(node);
     }
+    configuration_text(bytes)
+}
+
+/// One document that is a map, as YAML or JSON. Nothing at all is an empty map.
+pub fn configuration_text(bytes: &[u8]) -> Result<Node, DocumentError> {
     let mut nodes = documents(bytes)?;
     let node = nodes.pop();
     if !nodes.is_empty() {
@@ -156,7 +161,9 @@ mod tests {
             {"id": "hello", "resource": "GET:/hello", "threshold": 100, "statIntervalInMs": 500}, {"resource": "half", "threshold": 0.5}]}}],
             "metrics": {"resources": ["GET:/cart"], "seriesMax": 500}, "envoyStats": {"cluster": "sentinel_admin"}, "settings": {"flushMs": 20, "beforeFirstRules": "block"}}"#;
         let [yaml, json, structure] = [SERVICE.as_bytes(), json.as_bytes(), &as_struct(SERVICE)]
-            .map(|bytes| ServiceConfig::from_node(&configuration(bytes).unwrap()).unwrap());
+            .map(|bytes| ServiceConfig::from_node(&configuration(bytes).unwrap()).unwrap())
+            // Where they stand differs.
+            .map(|config| ServiceConfig { documents: Vec::new(), ..config });
         assert_eq!(yaml, json);
         assert_eq!(yaml, structure);
         assert_eq!(yaml.rules.len(), 2);
@@ -253,7 +260,6 @@ beforeFirstRules: wait
                 configuration:7:19: `args[1]` is "path_segment:0", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
                 configuration:7:37: `args[2]` is "body:x", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
                 configuration:7:47: `args[3]` is 1, but must be text
-                configuration:8:8: `rules` is not run by this version
                 configuration:9:15: `replyCluster` is not run by this version
                 configuration:10:13: `exposeRule` is 1, but must be true or false
                 configuration:11:19: `beforeFirstRules` is "wait", but must be pass or block"#]],
@@ -280,7 +286,7 @@ settings: {flushMs: 0, refreshms: 10, rulesMax: many, decisionsTtlMs: 2000.5}
             &expect![[r#"
                 configuration:2:16: document 1 (FlowRules): `apiVersion` is "v1", but must be datasource.sentinel.io/v1alpha1
                 configuration:2:77: document 1 (FlowRules): rules[0] (a): `threshold` is -1, but must be 0 or more
-                configuration:3:10: `sources` is not run by this version
+                configuration:3:11: `sources[0].http` or `file` must say where the rules are, one of the two
                 configuration:4:23: `metrics.resources[0]` is 0 bytes long, but must be 1 to 256 (nameBytesMax)
                 configuration:4:36: `metrics.series` is an unknown field
                 configuration:4:58: `metrics.seriesMax` is 1, but must be a whole number from 100 to 1000000
@@ -299,7 +305,7 @@ settings: {flushMs: 0, refreshms: 10, rulesMax: many, decisionsTtlMs: 2000.5}
                 configuration: `settings.decisionsTtlMs` is 2000.5, but must be a whole number from 1500 to 3600000
                 configuration: `settings.flushMs` is 0, but must be a whole number from 5 to 1000
                 configuration: `settings.rulesMax` is "many", but must be a whole number from 1 to 100000
-                configuration: `sources` is not run by this version
+                configuration: `sources[0].http` or `file` must say where the rules are, one of the two
                 configuration: `envoyStats.path` is an unknown field
                 configuration: `envoyStats.cluster` is "", but must be the name of a cluster that reaches Envoy's own admin endpoint
                 configuration: `metrics.series` is an unknown field

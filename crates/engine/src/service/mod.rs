@@ -5,13 +5,13 @@
 //! opens, a proxy that is too busy. Nothing on a request's way waits for it, so it may be late, silent or dead, and
 //! every limit on tokens stays exact.
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 
 use sentinel_core::{
     config::ServiceConfig,
     ledger::breaker::BreakerState,
     order::sort_by,
-    rule::{Keeps, Rule},
+    rule::{Keeps, Rule, error::Refusals},
     stat::MetricBucket,
     time::{Nanos, Span},
 };
@@ -31,11 +31,14 @@ mod breakers;
 mod decide;
 mod fold;
 mod publish;
+mod sources;
 
 use breakers::Breakers;
 use decide::{Judge, Standing};
 use fold::{BreakerNews, Fold};
 use publish::Publication;
+pub use sources::{Answer, Fetch};
+use sources::{News, Sources};
 
 /// How often the holder of the role shows that it lives, and sets its gauges: with each idle tick.
 ///
@@ -65,10 +68,15 @@ pub struct Service {
     role: Role,
     fold: Fold,
     publication: Publication,
+    sources: Sources,
     standing: Standing,
     breakers: Breakers,
     judge: Judge,
     frame: Vec<u8>,
+    /// Rule sets that could not be taken up.
+    rules_rejected: u64,
+    /// Whether somebody says that other filters carry rules now.
+    is_nudged: bool,
     /// When the next heartbeat is due.
     beat_at: Nanos,
     /// When the last one went.
@@ -104,6 +112,7 @@ struct Means<'a, H> {
 #[derive(Debug, Default)]
 struct Meters {
     frames_lost: Total,
+    rules_rejected: Total,
     conflict: Metric,
 }
 
@@ -122,6 +131,7 @@ impl Service {
             // Of its meaning, not of its bytes: Envoy writes the fields of one and the same Struct in another
             // order for each plugin that carries it.
             config_hash: clock.hash(&publish::meaning(&config)),
+            sources: Sources::new(&clock, &config),
             config,
             clock,
             shared,
@@ -132,6 +142,8 @@ impl Service {
             breakers: Breakers::default(),
             judge: Judge::default(),
             frame: Vec::new(),
+            rules_rejected: 0,
+            is_nudged: false,
             beat_at: Nanos::default(),
             beaten_at: Nanos::default(),
             unacknowledged: false,
@@ -149,8 +161,11 @@ impl Service {
         let (breakers, mut means) = self.breakers_and_means(host, now);
         breakers.look_again(&mut means);
         let more = self.drain_queue(host, now);
-        self.decide(host, now);
         let due = now >= self.beat_at;
+        if due || self.is_nudged {
+            self.look_at_carried(host, now, due);
+        }
+        self.decide(host, now);
         if due || (self.unacknowledged && now.since(self.beaten_at) >= ACK_LEAST) {
             self.beat(host, now);
         }
@@ -165,8 +180,9 @@ impl Service {
             self.meters
                 .frames_lost
                 .report(host, self.fold.frames_lost, |text| text.push_str("frames_lost"));
+            self.report_rejected(host);
         }
-        self.next(more)
+        self.next(now, more)
     }
 
     /// Folds what the workers have sent, and decides by it. Envoy calls this for each frame.
@@ -176,18 +192,46 @@ impl Service {
             return Next::IDLE;
         }
         let more = self.drain_queue(host, now);
+        if self.is_nudged {
+            self.look_at_carried(host, now, false);
+        }
         if self.judge.is_quick() {
             self.decide(host, now);
         } else {
             self.standing.publish(host, &mut self.shared);
         }
-        self.next(more)
+        self.next(now, more)
+    }
+
+    /// The next question to a server of rules. Who is told so asks, and calls [`Service::take_answer`] whatever comes of
+    /// it. To be called after each other call until there is none.
+    pub fn next_fetch<H: Host>(&mut self, host: &mut H) -> Option<Fetch<'_>> {
+        let now = self.clock.now(host);
+        if !self.is_holder() {
+            return None;
+        }
+        self.sources.next_fetch(now, &self.config)
+    }
+
+    /// Takes what came of the question `id`, and publishes what is new. Says when it wants to be called again.
+    pub fn take_answer<H: Host + Meter>(&mut self, host: &mut H, id: u32, answer: Answer) -> Next {
+        let now = self.clock.now(host);
+        if !self.holds_role(host, now) {
+            return Next::IDLE;
+        }
+        match self.sources.take_answer(now, &self.clock, &self.config, id, answer) {
+            News::Nothing => {}
+            News::Unit(unit) => self.take_up(host, now, &[unit]),
+            News::Refused(refusals) => self.reject(host, &refusals),
+        }
+        self.next(now, false)
     }
 
     /// Replaces the configuration. The new rule set is published if this instance is the service; an
     /// unchanged rule keeps its ledger.
     pub fn replace<H: Host + Meter>(&mut self, host: &mut H, config: ServiceConfig) {
         let now = self.clock.now(host);
+        self.sources = Sources::new(&self.clock, &config);
         self.config = config;
         if self.holds_role(host, now) {
             self.publish(host, now);
@@ -323,6 +367,13 @@ impl Service {
         self.fold.forget_workers();
         self.breakers.doubt();
         self.standing.doubt();
+        self.sources.restore(host, &mut self.shared, &self.clock);
+        self.sources.look_at_carried(host, &mut self.shared, false);
+        if self.sources.has_news()
+            && let Err(refusals) = self.sources.merge(&mut self.config, None)
+        {
+            self.reject(host, &refusals);
+        }
         self.publish(host, now);
         self.meters.conflict.set(host, 0, |text| text.push_str("service_conflict"));
         log::info!(
@@ -341,11 +392,58 @@ impl Service {
         self.is_holder()
     }
 
+    /// Looks who carries rules, and publishes what is new.
+    fn look_at_carried<H: Host + Meter>(&mut self, host: &mut H, now: Nanos, beats: bool) {
+        self.is_nudged = false;
+        let (changed, refused) = self.sources.look_at_carried(host, &mut self.shared, beats);
+        for refusals in &refused {
+            self.reject(host, refusals);
+        }
+        self.take_up(host, now, &changed);
+    }
+
+    /// Publishes what these units newly say, as far as it goes with what all others say.
+    fn take_up<H: Host + Meter>(&mut self, host: &mut H, now: Nanos, units: &[usize]) {
+        let mut is_new = false;
+        for &unit in units {
+            match self.sources.merge(&mut self.config, Some(unit)) {
+                Ok(()) => is_new = true,
+                Err(refusals) => self.reject(host, &refusals),
+            }
+        }
+        if is_new {
+            self.sources.keep(host, &mut self.shared);
+            self.publish(host, now);
+            self.decide(host, now);
+            log::info!(
+                "rule set {} is in force: {} rules",
+                self.publication.version(),
+                self.config.rules.len()
+            );
+        }
+    }
+
+    /// Says why a rule set is not taken up.
+    fn reject<H: Host + Meter>(&mut self, host: &mut H, refusals: &Refusals) {
+        self.rules_rejected = self.rules_rejected.saturating_add(1);
+        self.report_rejected(host);
+        for line in refusals.lines() {
+            log::error!("rules refused: {line}");
+        }
+        log::error!("rules refused: the set in force stays");
+    }
+
+    fn report_rejected<H: Host + Meter>(&mut self, host: &mut H) {
+        let name = |text: &mut String| text.push_str("rules_rejected");
+        self.meters.rules_rejected.report(host, self.rules_rejected, name);
+    }
+
     /// Publishes the rules, and takes up those for which it decides something.
     fn publish<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
         let Some(mut judged) = self.publication.publish(host, &mut self.shared, &self.config)
         else {
             // The last set stays in force.
+            self.rules_rejected = self.rules_rejected.saturating_add(1);
             return;
         };
         // Both want to find them by their generations.
@@ -397,9 +495,13 @@ impl Service {
     }
 
     /// When there is something to do again. `more`: there are frames left.
-    fn next(&self, more: bool) -> Next {
+    fn next(&self, now: Nanos, more: bool) -> Next {
         let settings = &self.config.settings;
         let mut period_ms = Next::IDLE.period_ms;
+        if let Some(due) = self.sources.next_due() {
+            let wait_ms = due.since(now).as_millis().saturating_add(1);
+            period_ms = period_ms.min(u32::try_from(wait_ms).unwrap_or(period_ms));
+        }
         for (is_due, within_ms) in [
             (more || self.unacknowledged, ACK_MS),
             (self.breakers.are_busy() || self.judge.is_busy(), settings.flush_ms),
@@ -467,6 +569,10 @@ impl Service {
         for _ in 0..DRAIN_MAX {
             if !host.dequeue(queue, &mut self.frame).unwrap_or(false) {
                 return false;
+            }
+            if self.frame.is_empty() {
+                self.is_nudged = true;
+                continue;
             }
             match CounterFrame::decode(&self.frame) {
                 Ok(frame) => {

@@ -26,7 +26,7 @@ use sentinel_wire::{
     rules::{self, RuleEntry, RuleSetHeader, RuleSetReader},
 };
 
-use super::announce;
+use super::{announce, sources::identity};
 use crate::{
     host::{Host, Meter},
     shared::{Shared, Then},
@@ -180,6 +180,9 @@ pub(super) fn meaning(config: &ServiceConfig) -> Vec<u8> {
     let (header, entries) = RuleSet::default().followed_by(config);
     let mut bytes = rules::encode(&header, &entries).unwrap_or_default();
     bytes.extend_from_slice(config.envoy_stats.as_deref().unwrap_or_default().as_bytes());
+    for source in &config.sources {
+        bytes.extend_from_slice(identity(source).as_bytes());
+    }
     bytes
 }
 
@@ -262,6 +265,7 @@ impl RuleSet {
             claim_order(&config.rules).into_iter().filter_map(entry).collect();
         let header = RuleSetHeader {
             version: self.header.version,
+            pending: config.pending,
             next_generation,
             settings: config.settings.clone(),
             metrics_resources: config.metrics_resources.clone(),

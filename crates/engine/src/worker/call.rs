@@ -150,7 +150,7 @@ impl Worker {
         let mut node = OTHER_NODE;
         let mut needs_status = false;
         for round in 1..=ROUNDS_MAX {
-            if self.book.version == 0
+            if (self.book.version == 0 || self.book.pending)
                 && self.before_first_rules(call.before_first_rules) == BeforeFirstRules::Block
             {
                 self.nodes.block(OTHER_NODE, batch, None);

@@ -94,7 +94,14 @@ impl Checker {
             Key::Ledger(_) | Key::Set(_) => {
                 self.ledger_written(write, service == Some(write.vm))?;
             }
-            Key::Workers | Key::Service | Key::Missing | Key::Decisions | Key::Signal(_) => {}
+            Key::Workers
+            | Key::Service
+            | Key::Missing
+            | Key::Decisions
+            | Key::Carried
+            | Key::CarriedSet(_)
+            | Key::Source(_)
+            | Key::Signal(_) => {}
         }
         Ok(())
     }

@@ -76,6 +76,10 @@ pub struct Source<'a> {
     pub name: &'a str,
     /// What the operator says its bare lists are: `flow`, `circuitbreaker`, `hotspot`, `isolation` or `system`.
     pub list: Option<&'a str>,
+    /// The plugin whose configuration carries them. A listener that is being drained still has its old configuration
+    /// while its successor has a new one: of what two sources with the same carrier say, what stands in the one named
+    /// first counts, rule by rule.
+    pub carrier: Option<&'a str>,
     /// Its documents; those that say nothing at all are passed over.
     pub documents: &'a [Node],
 }
@@ -130,7 +134,8 @@ struct Found {
 /// their tables are (`paramTableBytes`). Ids are unique over the whole set.
 pub fn compile_set(sources: &[Source<'_>], settings: &Settings) -> Result<Vec<Rule>, Refusals> {
     let mut set = Set::new(settings);
-    for source in sources {
+    for (source, index) in sources.iter().zip(0..) {
+        set.origin = Origin { source: index, carrier: source.carrier };
         for (index, node) in source.documents.iter().enumerate() {
             let site = Site { document: Some(index + 1), ..Site::of_source(source.name) }
                 .at(node.position);
@@ -219,26 +224,52 @@ pub fn is_valid_in_golang(kind: &str, rule: &Node, settings: &Settings) -> bool 
 /// A set that is being compiled.
 struct Set<'a> {
     settings: &'a Settings,
-    rules: Vec<Named>,
-    groups: Vec<(ApiGroup, Site)>,
-    opensergo: opensergo::Documents,
+    /// Of what is being read.
+    origin: Origin<'a>,
+    rules: Vec<Named<'a>>,
+    groups: Vec<(ApiGroup, Site, Origin<'a>)>,
+    opensergo: opensergo::Documents<'a>,
     /// How many rules were seen, also those that were refused.
     seen: usize,
     refusals: Refusals,
 }
 
+/// Where something was read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Origin<'a> {
+    /// The source's place among all.
+    source: u32,
+    carrier: Option<&'a str>,
+}
+
+impl Origin<'_> {
+    /// Whether something of the same name that was read before, at `first`, has taken this one's place.
+    fn yields_to(self, first: Self) -> bool {
+        self.carrier.is_some() && self.carrier == first.carrier && self.source != first.source
+    }
+}
+
 /// A rule and where it stands.
-struct Named {
+struct Named<'a> {
     rule: Rule,
+    origin: Origin<'a>,
     /// Whether its id is its own.
     has_id: bool,
     site: Site,
+}
+
+impl<'a> Source<'a> {
+    /// A source without documents so far.
+    pub fn of(name: &'a str) -> Self {
+        Self { name, list: None, carrier: None, documents: &[] }
+    }
 }
 
 impl<'a> Set<'a> {
     fn new(settings: &'a Settings) -> Self {
         Self {
             settings,
+            origin: Origin::default(),
             rules: Vec::new(),
             groups: Vec::new(),
             opensergo: opensergo::Documents::default(),
@@ -294,7 +325,7 @@ impl<'a> Set<'a> {
         };
         document.require("spec");
         let Some(kind) = kind else {
-            self.opensergo.add(name, &mut document, &site, self.settings);
+            self.opensergo.add(name, &mut document, &site, self.settings, self.origin);
             return;
         };
         let Some(mut spec) = document.inside("spec", &["rules"]) else {
@@ -354,21 +385,27 @@ impl<'a> Set<'a> {
         let has_id = id.is_some();
         let id = id.unwrap_or_else(|| default_id(&rule));
         *ids::head_of(&mut rule).0 = id;
-        self.rules.push(Named { rule, has_id, site: site.clone() });
+        self.rules.push(Named { rule, origin: self.origin, has_id, site: site.clone() });
     }
 
     fn add_group(&mut self, group: ApiGroup, site: &Site) {
-        if let Some((_, other)) = self.groups.iter().find(|(other, _)| other.name == group.name) {
+        let origin = self.origin;
+        let same = self.groups.iter().find(|(other, ..)| other.name == group.name);
+        if let Some((_, other, first)) = same {
+            if origin.yields_to(*first) {
+                return;
+            }
             let sentence = format!("is also the name of {other}; names of groups must differ");
             refuse(&mut self.refusals, site, "apiName", &sentence);
             return;
         }
-        self.groups.push((group, site.clone()));
+        self.groups.push((group, site.clone(), origin));
     }
 
     fn finish(mut self) -> Result<Vec<Rule>, Refusals> {
         for bound in core::mem::take(&mut self.opensergo).rules(&mut self.refusals) {
             if self.has_room() {
+                self.origin = bound.origin;
                 self.add_rule(bound.rule, Some(bound.id), &bound.site, Form::Document);
             }
         }
@@ -389,8 +426,8 @@ impl<'a> Set<'a> {
         for Named { rule, site, .. } in &mut self.rules {
             let Rule::Gateway(rule) = rule else { continue };
             let Target::Group(group) = &mut rule.target else { continue };
-            match self.groups.iter().find(|(known, _)| known.name == group.name) {
-                Some((known, _)) => group.predicates.clone_from(&known.predicates),
+            match self.groups.iter().find(|(known, ..)| known.name == group.name) {
+                Some((known, ..)) => group.predicates.clone_from(&known.predicates),
                 None => {
                     let sentence = "is no API group: add an ApiDefinitions document with one of this `apiName`, or \
                                     leave out `resourceMode: ApiGroup`";
@@ -404,12 +441,19 @@ impl<'a> Set<'a> {
         let id = |index: &usize| self.rules.get(*index).map(|named| named.rule.id());
         // Of equal ids the one that was read first comes first.
         let order = order_of(self.rules.len(), &|a, b| id(&a).cmp(&id(&b)));
-        let mut first: Option<&Named> = None;
-        for named in order.iter().filter_map(|index| self.rules.get(*index)) {
+        let mut first: Option<&Named<'_>> = None;
+        let mut replaced: Vec<usize> = Vec::new();
+        for (index, named) in
+            order.iter().filter_map(|index| Some((*index, self.rules.get(*index)?)))
+        {
             let Some(other) = first.filter(|other| other.rule.id() == named.rule.id()) else {
                 first = Some(named);
                 continue;
             };
+            if named.origin.yields_to(other.origin) {
+                replaced.push(index);
+                continue;
+            }
             let by = Box::new(other.site.clone());
             let reason = if named.has_id || other.has_id {
                 Reason::IdTaken { by }
@@ -418,6 +462,10 @@ impl<'a> Set<'a> {
             };
             let site = named.site.clone();
             self.refusals.push(Refusal { site, field: "id".to_string(), reason });
+        }
+        if !replaced.is_empty() {
+            let mut index = 0..;
+            self.rules.retain(|_| index.next().is_none_or(|index| !replaced.contains(&index)));
         }
     }
 

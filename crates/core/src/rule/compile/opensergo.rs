@@ -21,7 +21,7 @@ use crate::{
         BreakerStrategy, CircuitBreakerRule, Common, Control, FlowRule, IsolationRule, LimitApp,
         Response, Rule, SystemMetric, SystemRule, Target, TokenCalculate,
         compile::{
-            Context, Form, RESPONSE_HEADERS_MAX,
+            Context, Form, Origin, RESPONSE_HEADERS_MAX,
             common::{add_header, body, name, status},
             ids::{head_of, id_of},
             kinds::{SECONDS, positive},
@@ -79,10 +79,12 @@ static STRATEGY_KINDS: Choices = &[
 
 /// What was read of a set's documents.
 #[derive(Default)]
-pub(super) struct Documents {
+pub(super) struct Documents<'a> {
+    /// By kind and name, where each document was read.
+    known: Vec<(&'static str, String, Origin<'a>)>,
     strategies: Vec<Strategy>,
     fallbacks: Vec<(String, Response)>,
-    bindings: Vec<Binding>,
+    bindings: Vec<Binding<'a>>,
 }
 
 struct Strategy {
@@ -116,7 +118,8 @@ enum Terms {
     },
 }
 
-struct Binding {
+struct Binding<'a> {
+    origin: Origin<'a>,
     site: Site,
     name: String,
     targets: Vec<String>,
@@ -133,13 +136,14 @@ struct Reference {
 }
 
 /// A rule that binds a strategy to a resource.
-pub(super) struct Bound {
+pub(super) struct Bound<'a> {
+    pub(super) origin: Origin<'a>,
     pub(super) rule: Rule,
     pub(super) id: String,
     pub(super) site: Site,
 }
 
-impl Documents {
+impl<'a> Documents<'a> {
     /// Reads a document of one of [`OPENSERGO_KINDS`].
     pub(super) fn add(
         &mut self,
@@ -147,6 +151,7 @@ impl Documents {
         document: &mut Fields<'_, '_>,
         site: &Site,
         settings: &Settings,
+        origin: Origin<'a>,
     ) {
         let metadata = document.node("metadata");
         let name = match metadata.map(|node| &node.value) {
@@ -161,7 +166,11 @@ impl Documents {
                 String::new()
             }
         };
-        if self.has(kind, &name) {
+        let same = self.known.iter().find(|known| known.0 == kind && known.1 == name);
+        if let Some((.., first)) = same.filter(|_| !name.is_empty()) {
+            if origin.yields_to(*first) {
+                return;
+            }
             let sentence = format!("is \"{name}\", as that of another {kind}; names must differ");
             document.refuse_at(
                 metadata.and_then(|node| node.position),
@@ -169,13 +178,14 @@ impl Documents {
                 Reason::Malformed(sentence),
             );
         }
+        self.known.push((kind, name.clone(), origin));
         let known =
             OPENSERGO_KINDS.iter().find(|known| known.0 == kind).map_or(&[][..], |known| known.1);
         let Some(mut spec) = document.inside("spec", known) else { return };
         let spec = &mut spec;
         let terms = match kind {
             "FaultToleranceRule" => {
-                let binding = binding(spec, name, site, settings);
+                let binding = binding(spec, name, site, settings, origin);
                 self.bindings.push(binding);
                 return;
             }
@@ -193,17 +203,8 @@ impl Documents {
         self.strategies.push(Strategy { kind, name, terms });
     }
 
-    fn has(&self, kind: &str, name: &str) -> bool {
-        !name.is_empty()
-            && (self.strategies.iter().any(|other| other.kind == kind && other.name == name)
-                || (kind == "HttpRequestFallbackAction"
-                    && self.fallbacks.iter().any(|other| other.0 == name))
-                || (kind == "FaultToleranceRule"
-                    && self.bindings.iter().any(|other| other.name == name)))
-    }
-
     /// The rules that all documents together mean.
-    pub(super) fn rules(self, refusals: &mut Refusals) -> Vec<Bound> {
+    pub(super) fn rules(self, refusals: &mut Refusals) -> Vec<Bound<'a>> {
         let mut rules = Vec::new();
         for binding in &self.bindings {
             let mut response = None;
@@ -249,6 +250,7 @@ impl Documents {
                     let words = [strategy.name.clone(), strategy.kind.to_string()];
                     let words = if reference.kind.is_some() { &words[..] } else { &words[..1] };
                     rules.push(Bound {
+                        origin: binding.origin,
                         rule,
                         id: id_of(&binding.name, target, words),
                         site: binding.site.clone(),
@@ -261,7 +263,7 @@ impl Documents {
 }
 
 impl Reference {
-    fn refuse(&self, binding: &Binding, allowed: &str, refusals: &mut Refusals) {
+    fn refuse(&self, binding: &Binding<'_>, allowed: &str, refusals: &mut Refusals) {
         let found = Node::new(Value::String(self.name.clone())).describe();
         let reason = Reason::Mismatch { found, allowed: allowed.to_string() };
         refusals.push(Refusal {
@@ -426,7 +428,13 @@ fn fallback(spec: &mut Fields<'_, '_>) -> Response {
     response
 }
 
-fn binding(spec: &mut Fields<'_, '_>, rule: String, site: &Site, settings: &Settings) -> Binding {
+fn binding<'a>(
+    spec: &mut Fields<'_, '_>,
+    rule: String,
+    site: &Site,
+    settings: &Settings,
+    origin: Origin<'a>,
+) -> Binding<'a> {
     let context = Context { settings, form: Form::Document };
     let mut targets: Vec<String> = Vec::new();
     spec.require("targets");
@@ -458,7 +466,7 @@ fn binding(spec: &mut Fields<'_, '_>, rule: String, site: &Site, settings: &Sett
         strategies.extend(reference(&mut strategy, "name", field, kind));
     }
     let fallback = reference(spec, "fallbackAction", "spec.fallbackAction".to_string(), None);
-    Binding { site: site.clone(), name: rule, targets, strategies, fallback }
+    Binding { origin, site: site.clone(), name: rule, targets, strategies, fallback }
 }
 
 fn reference(

@@ -140,7 +140,7 @@ proptest! {
         let result = match form {
             Form::Attached => rules_from_golang(kind, &list, &settings),
             Form::Golang => {
-                let source = Source { name: "any", list: Some(kind), documents: &[list] };
+                let source = Source { list: Some(kind), documents: &[list], ..Source::of("any") };
                 compile_set(&[source], &settings)
             }
             Form::Java => rules_from_java(kind, &list, &settings),
@@ -150,7 +150,7 @@ proptest! {
                 } else {
                     bodies.into_iter().map(|body| whole(OPENSERGO_VERSION, body)).collect()
                 };
-                compile_set(&[Source { name: "any", list: None, documents: &documents }], &settings)
+                compile_set(&[Source { documents: &documents, ..Source::of("any") }], &settings)
             }
         };
         match result {
@@ -161,7 +161,7 @@ proptest! {
 
     #[test]
     fn any_document_at_all_is_rules_or_refusals(documents in proptest::collection::vec(any_node(words_of(&[DOCUMENT_FIELDS])), 0..4)) {
-        match compile_set(&[Source { name: "any", list: None, documents: &documents }], &Settings::DEFAULT) {
+        match compile_set(&[Source { documents: &documents, ..Source::of("any") }], &Settings::DEFAULT) {
             Ok(rules) => prop_assert!(rules.iter().all(|rule| is_id(rule.id()))),
             Err(refusals) => prop_assert!(refusals.lines().all(|line| !line.contains('\n'))),
         }

@@ -5,7 +5,7 @@ use super::*;
 #[track_caller]
 fn read(name: &str, list: Option<&str>, text: &str) -> Result<Vec<Rule>, Refusals> {
     let documents = [node(text)];
-    compile_set(&[Source { name, list, documents: &documents }], &Settings::DEFAULT)
+    compile_set(&[Source { list, documents: &documents, ..Source::of(name) }], &Settings::DEFAULT)
 }
 
 #[track_caller]
@@ -169,8 +169,8 @@ fn ids_differ_over_lists_and_documents() {
     let list = [node(r#"[{id: "x", resource: "a", threshold: 1}]"#)];
     let other = [node(&document("IsolationRules", r#"{id: "x", resource: "b", threshold: 1}"#))];
     let sources = [
-        Source { name: "flow.json", list: None, documents: &list },
-        Source { name: "b.yaml", list: Some("flow"), documents: &other },
+        Source { documents: &list, ..Source::of("flow.json") },
+        Source { list: Some("flow"), documents: &other, ..Source::of("b.yaml") },
     ];
     refused(
         compile_set(&sources, &Settings::DEFAULT),

@@ -91,7 +91,7 @@ fn opensergo(kind: &str, name: &str, spec: &str) -> String {
 #[track_caller]
 fn compile(documents: &[String]) -> Result<Vec<Rule>, Refusals> {
     let documents: Vec<Node> = documents.iter().map(|document| node(document)).collect();
-    compile_set(&[Source { name: "a.yaml", list: None, documents: &documents }], &Settings::DEFAULT)
+    compile_set(&[Source { documents: &documents, ..Source::of("a.yaml") }], &Settings::DEFAULT)
 }
 
 #[track_caller]
