@@ -452,7 +452,12 @@ fn a_version_1_directory_of_carried_rules_is_these_bytes_for_ever() {
     let directory = Directory { newest: 3, checked: vec![9], sets: vec![set] };
     let bytes = encoded(|bytes| directory.encode(bytes));
 
-    check_bytes(&bytes, &expect!["0103010901fd8877665544332211030f73656e74696e656c5f66696c74657201010107fc40420f00"]);
+    check_bytes(
+        &bytes,
+        &expect![
+            "0103010901fd8877665544332211030f73656e74696e656c5f66696c74657201010107fc40420f00"
+        ],
+    );
     assert_eq!(Directory::decode(&bytes), Ok(directory));
 }
 
@@ -476,6 +481,11 @@ fn a_version_1_fetched_source_is_these_bytes_for_ever() {
     let fetched = Fetched { identity: 5, etag: b"\"7\"".to_vec(), texts };
     let bytes = encoded(|bytes| fetched.encode(bytes));
 
-    check_bytes(&bytes, &expect!["010503223722020f72756c65732f666c6f772e79616d6c00025b5d1172756c65732f676f6c616e672e6a736f6e0104666c6f77025b5d"]);
+    check_bytes(
+        &bytes,
+        &expect![
+            "010503223722020f72756c65732f666c6f772e79616d6c00025b5d1172756c65732f676f6c616e672e6a736f6e0104666c6f77025b5d"
+        ],
+    );
     assert_eq!(Fetched::decode(&bytes), Ok(fetched));
 }

@@ -603,4 +603,6 @@ fn announce<H: Host>(host: &mut H) {
 }
 
 #[cfg(test)]
+mod source_tests;
+#[cfg(test)]
 mod tests;

@@ -31,7 +31,7 @@ use super::*;
 use crate::host::{Cas, HostError, MetricId, MetricKind, Stored};
 
 /// Envoy, as far as a service alone sees it.
-struct TinyHost {
+pub(super) struct TinyHost {
     monotonic_ns: u64,
     random: u64,
     data: Vec<(Key, Vec<u8>, u32)>,
@@ -47,7 +47,7 @@ struct TinyHost {
 const START_NS: u64 = 1_900_000_020_000_000_000;
 
 impl TinyHost {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             monotonic_ns: 0,
             random: 0,
@@ -60,7 +60,7 @@ impl TinyHost {
         }
     }
 
-    fn at_ms(&mut self, millis: u64) -> &mut Self {
+    pub(super) fn at_ms(&mut self, millis: u64) -> &mut Self {
         self.monotonic_ns = millis * 1_000_000;
         self
     }
@@ -82,7 +82,7 @@ impl TinyHost {
         Ok(Stored::Done)
     }
 
-    fn gauge(&self, name: &str) -> Option<u64> {
+    pub(super) fn gauge(&self, name: &str) -> Option<u64> {
         let full = format!("sentinel.{name}");
         self.metrics.iter().find(|(known, _)| *known == full).map(|(_, value)| *value)
     }
