@@ -497,7 +497,7 @@ impl Sources {
             let mut contents = Contents::default();
             match document::configuration(&configuration.bytes) {
                 Ok(node) => {
-                    contents.texts.push(Text { name, kind: None, documents: rules_of(node) })
+                    contents.texts.push(Text { name, kind: None, documents: rules_of(node) });
                 }
                 // The filter has read the same bytes.
                 Err(error) => refused.push(error.in_source(&name).into()),
