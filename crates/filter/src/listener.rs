@@ -53,6 +53,7 @@ pub(crate) fn configure(root: u32, size: usize) -> bool {
 }
 
 fn refuse(refusals: &Refusals) -> bool {
+    vm::with(vm::Vm::count_rejection);
     for line in refusals.lines() {
         log::error!("filter: {line}");
     }

@@ -111,6 +111,13 @@ impl Vm {
         self.carrier.is_checked(&mut self.host, configuration)
     }
 
+    /// A configuration is refused. (Envoy tries each in one VM first, so that it counts once.)
+    pub(crate) fn count_rejection(&mut self) {
+        if let Ok(metric) = self.host.define(MetricKind::Counter, "sentinel.rules_rejected") {
+            self.host.add(metric, 1);
+        }
+    }
+
     /// A root is configured. It drives at once where streams live that nobody ticks for: their own root
     /// has been replaced. Rules of its own are handed over at its first tick.
     pub(crate) fn join(
