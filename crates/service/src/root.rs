@@ -143,7 +143,8 @@ impl Live {
         let status = if headers > 0 { http_call_status() } else { 0 };
         let place = self.fetches.iter().position(|(known, _)| *known == call);
         let Some((_, id)) = place.map(|place| self.fetches.swap_remove(place)) else {
-            self.take_stats((status == 200).then(|| http_call_body(size)));
+            let body = (status == 200).then(|| http_call_body(size));
+            self.take_stats(body.as_deref());
             return;
         };
         let mut answer = Answer { status, ..Answer::default() };
@@ -182,13 +183,13 @@ impl Live {
     }
 
     /// Envoy's admin endpoint has answered, or has not.
-    fn take_stats(&mut self, body: Option<Vec<u8>>) {
+    fn take_stats(&mut self, body: Option<&[u8]>) {
         match &body {
             Some(_) => self.has_complained = false,
             None => self
                 .complain("does not answer /stats with status 200: is it Envoy's admin endpoint?"),
         }
-        self.service.take_stats(&mut self.host, body.as_deref());
+        self.service.take_stats(&mut self.host, body);
     }
 
     fn ask_stats(&mut self) {
