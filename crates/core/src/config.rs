@@ -59,7 +59,11 @@ pub const FILTER_FIELDS: &[&str] = &[
     "exposeRule",
     "beforeFirstRules",
     "settings",
+    "console",
 ];
+
+/// The fields of the filter's `console`.
+pub const CONSOLE_FIELDS: &[&str] = &["path"];
 
 /// The fields of the filter's `resource`.
 pub const RESOURCE_FIELDS: &[&str] = &["from", "templates", "name"];
@@ -129,6 +133,8 @@ pub struct FilterConfig {
     pub before_first_rules: Option<BeforeFirstRules>,
     /// Whether it has rules of its own, which the service merges with all others.
     pub carries_rules: bool,
+    /// The path under which the listener shows what is in force, without a slash at its end; `None`: nowhere.
+    pub console: Option<String>,
 }
 
 /// What tells who calls.
@@ -457,6 +463,9 @@ impl FilterConfig {
                 refusals.append(more);
             }
         }
+        if let Some(mut console) = fields.inside("console", CONSOLE_FIELDS) {
+            config.console = console_path(&mut console);
+        }
         refusals.or(config)
     }
 }
@@ -470,6 +479,7 @@ impl Default for FilterConfig {
             expose_rule: true,
             before_first_rules: None,
             carries_rules: false,
+            console: None,
         }
     }
 }
@@ -640,6 +650,18 @@ fn before_first_rules(fields: &mut Fields<'_, '_>) -> Option<BeforeFirstRules> {
         "block" => BeforeFirstRules::Block,
         _ => BeforeFirstRules::Pass,
     })
+}
+
+fn console_path(fields: &mut Fields<'_, '_>) -> Option<String> {
+    fields.require("path");
+    let path = fields.text("path")?;
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"?#%\"\\".contains(&byte);
+    // Nothing else than the console could be asked for under a lone slash.
+    if !path.starts_with('/') || path.ends_with('/') || !path.bytes().all(is_plain) {
+        fields.mismatch("path", "a path such as /sentinel, without a slash at its end");
+        return None;
+    }
+    Some(path.to_string())
 }
 
 fn resource_config(fields: &mut Fields<'_, '_>) -> ResourceConfig {

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A worker whose last sign of life is older than this does not count.
-const LIVE: Span = Span::from_millis(3_000);
+pub(crate) const LIVE: Span = Span::from_millis(3_000);
 
 /// What this worker knows of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

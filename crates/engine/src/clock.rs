@@ -4,6 +4,7 @@
 //! monotonic time plus that `t0`. So a step of the wall clock moves nothing, and no VM is ahead of
 //! another. The key for hashing names is put beside it, for the same reason: all must agree.
 
+use alloc::vec::Vec;
 use core::hash::Hasher as _;
 
 use sentinel_core::time::Nanos;
@@ -43,6 +44,19 @@ impl Clock {
             }
         });
         Self { seeds: agreed.map_or(own, |updated| updated.result) }
+    }
+
+    /// The shared clock's time for one who only looks, and plants nothing: by the wall clock, if nobody has planted the
+    /// seeds yet.
+    pub(crate) fn look<H: Host>(host: &mut H, found: &mut Vec<u8>) -> Nanos {
+        let seeds = match host.load(Key::Seeds, found) {
+            Ok(Some(_)) => Seeds::decode(found).ok(),
+            Ok(None) | Err(_) => None,
+        };
+        match seeds {
+            Some(seeds) => Self { seeds }.now(host),
+            None => Nanos::new(host.wall_ns()),
+        }
     }
 
     /// The shared clock's time.

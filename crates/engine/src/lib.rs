@@ -12,6 +12,7 @@
 extern crate alloc;
 
 pub mod carried;
+pub mod console;
 #[cfg(feature = "contract")]
 pub mod contract;
 pub mod document;

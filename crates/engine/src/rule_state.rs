@@ -249,7 +249,7 @@ impl RuleState {
     /// Whether the service moves the rule's threshold: then the newest that a worker knows counts, and not the
     /// ledger's.
     pub(crate) fn is_adaptive(&self) -> bool {
-        matches!(&*self.rule, Rule::Flow(flow) if matches!(flow.calculate, TokenCalculate::MemoryAdaptive(_)))
+        is_adaptive(&self.rule)
     }
 
     /// What the rule keeps.
@@ -303,7 +303,8 @@ impl RuleState {
 }
 
 impl Terms {
-    fn of(rule: &Rule, settings: &Settings) -> Self {
+    /// How a rule counts.
+    pub(crate) fn of(rule: &Rule, settings: &Settings) -> Self {
         let ttl_ms = u64::from(settings.worker_ttl_ms) + u64::from(settings.orphan_ttl_ms);
         let permits = Self::Permits { ttl: Span::from_millis(ttl_ms) };
         match rule {
@@ -461,9 +462,14 @@ pub(crate) fn is_bad(rule: &CircuitBreakerRule, rt_ms: u64, outcome: Outcome) ->
     }
 }
 
+/// Whether the service moves a rule's threshold.
+pub(crate) fn is_adaptive(rule: &Rule) -> bool {
+    matches!(rule, Rule::Flow(flow) if matches!(flow.calculate, TokenCalculate::MemoryAdaptive(_)))
+}
+
 /// The threshold that a ledger is told.
 #[expect(clippy::cast_precision_loss, reason = "thresholds are at most 2^53")]
-fn threshold_of(rule: &Rule, decision: Option<u64>) -> f64 {
+pub(crate) fn threshold_of(rule: &Rule, decision: Option<u64>) -> f64 {
     match rule {
         Rule::Authority(_) | Rule::CircuitBreaker(_) => 0.0,
         // `count < trigger` admits as many as the trigger rounded up.

@@ -54,6 +54,20 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
     }
 }
 
+/// Answers the request with what the console says.
+pub(crate) fn send_json(status: u16, body: &str) {
+    let reply = LocalReply {
+        status,
+        details: "sentinel_console",
+        headers: &[("content-type", b"application/json"), ("cache-control", b"no-store")],
+        body: body.as_bytes(),
+        grpc_status: 0,
+    };
+    if let Err(error) = reply.send() {
+        log::error!("Envoy refused to send a reply: {error:?}");
+    }
+}
+
 /// Resource, block type and rule as JSON, for `%FILTER_STATE(wasm.sentinel:PLAIN)%`.
 fn leave_word(block_type: &str, rule: &str, resource: &[u8]) {
     let mut word = String::from(r#"{"resource":"#);

@@ -10,6 +10,7 @@ use sentinel_core::config::FilterConfig;
 use sentinel_engine::{
     Next,
     carried::Carrier,
+    console,
     host::{Meter as _, MetricId, MetricKind},
     worker::{Call, Outcome, Verdict, Worker},
 };
@@ -17,7 +18,9 @@ use sentinel_envoy::{
     EnvoyHost,
     dispatch::Flow,
     host::Calls,
-    stream::{is_inbound, property, resume_request, set_tick_period, set_tick_period_of},
+    stream::{
+        is_inbound, property, request_header, resume_request, set_tick_period, set_tick_period_of,
+    },
 };
 
 use crate::{
@@ -160,6 +163,11 @@ impl Vm {
         let Some(stream) = self.streams.get_mut(id) else { return Flow::Continue };
         let listener = Rc::clone(&stream.listener);
         let config = &listener.config;
+        if let Some(path) = &config.console
+            && self.show(path)
+        {
+            return Flow::Pause;
+        }
         let host = &mut self.host;
         let worker = self.worker.get_or_insert_with(|| Worker::start(host));
         let mut request = Asked::new(config);
@@ -189,6 +197,17 @@ impl Vm {
         };
         self.wake(listener.root, id, waits);
         flow
+    }
+
+    /// Answers a request for the console at `prefix`. `false` if it is for something else. It is no resource, and makes
+    /// this VM no worker.
+    fn show(&mut self, prefix: &str) -> bool {
+        let path = request_header(":path").unwrap_or_default();
+        let answer = console::answer(&mut self.host, self.worker.as_ref(), prefix, &path);
+        if let Some(answer) = &answer {
+            reply::send_json(answer.status, &answer.body);
+        }
+        answer.is_some()
     }
 
     /// A stream has ended, maybe while it still waited.

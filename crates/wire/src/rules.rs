@@ -89,6 +89,17 @@ impl RuleSetReader {
         self.next_sized().map(Some)
     }
 
+    /// Passes over so many entries without reading them; over all if there are fewer.
+    pub fn skip_entries(&mut self, entries: u32) {
+        for _ in 0..entries.min(self.left) {
+            let rest = self.bytes.get(self.offset..).unwrap_or_default();
+            let Some((length, _)) = rest.split_first_chunk::<4>() else { return };
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+            self.offset = self.offset.saturating_add(4).saturating_add(length);
+            self.left = self.left.saturating_sub(1);
+        }
+    }
+
     fn next_sized<T: DeserializeOwned>(&mut self) -> Result<T, DecodeError> {
         let rest = self.bytes.get(self.offset..).unwrap_or_default();
         let (length, rest) = rest.split_first_chunk::<4>().ok_or(DecodeError::Malformed)?;

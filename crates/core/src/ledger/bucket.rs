@@ -98,7 +98,8 @@ impl BucketLedger {
             && self.refills_at(now, terms)
     }
 
-    fn tokens_at(&self, now: Nanos, threshold: u64, terms: &BucketTerms) -> u64 {
+    /// Tokens that are left, those that are due included.
+    pub fn tokens_at(&self, now: Nanos, threshold: u64, terms: &BucketTerms) -> u64 {
         let most = threshold.saturating_add(terms.burst);
         if self.filled == Nanos::default() {
             return most;

@@ -289,6 +289,17 @@ impl Worker {
         self.incarnation
     }
 
+    /// Requests that wait for their turn here.
+    pub fn waiting(&self) -> u64 {
+        u64::try_from(self.waiting.len()).unwrap_or(u64::MAX)
+    }
+
+    /// What this worker holds of the rule with this generation, if it applies it.
+    pub(crate) fn hold_of(&self, generation: u64) -> Option<&Hold> {
+        let index = self.book.index_of(generation)?;
+        self.book.rule(index).map(|state| &state.hold)
+    }
+
     fn now<H: Host>(&self, host: &mut H) -> Nanos {
         self.clock.now(host).max(self.floor)
     }
