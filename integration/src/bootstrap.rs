@@ -24,6 +24,8 @@ pub struct Bootstrap {
     pub upstream: SocketAddr,
     /// Sentinel; `None`: an Envoy without it.
     pub sentinel: Option<Sentinel>,
+    /// Where the console listens, on loopback; 0: a port that the system chooses.
+    pub console_port: u16,
     /// A file for the access log of all requests; `None`: no access log.
     pub access_log: Option<PathBuf>,
 }
@@ -97,6 +99,8 @@ impl Bootstrap {
         // The service asks for CPU and memory where we do.
         *at(&mut root, &format!("/static_resources/clusters/1{ENDPOINT}/port_value"))? =
             json!(self.admin_port);
+        let console = at(&mut root, CONSOLE)?;
+        *at(console, "/address/socket_address/port_value")? = json!(self.console_port);
         self.replace_access_log(&mut root)?;
         match &self.sentinel {
             Some(sentinel) => sentinel.replace(&mut root)?,
@@ -128,6 +132,9 @@ impl Sentinel {
     fn replace(&self, root: &mut Value) -> Result<()> {
         let filter = at(root, &format!("{CONNECTION_MANAGER}/http_filters/0/typed_config/config"))?;
         self.replace_plugin(filter, "sentinel_filter.wasm", self.filter.as_ref())?;
+        // The console's own configuration stays as it is.
+        let module = format!("{CONSOLE}{FILTER}/typed_config/config/vm_config/code/local/filename");
+        *at(root, &module)? = json!(self.dist.join("sentinel_filter.wasm"));
         if self.service.is_none() {
             remove(root, "bootstrap_extensions");
             remove(root, "stats_sinks");
@@ -164,6 +171,11 @@ impl Sentinel {
 fn remove_sentinel(root: &mut Value) -> Result<()> {
     remove(root, "bootstrap_extensions");
     remove(root, "stats_sinks");
+    if let Some(listeners) = at(root, "/static_resources/listeners")?.as_array_mut() {
+        listeners.retain(|listener| {
+            listener.get("name").is_none_or(|name| name != "sentinel_console")
+        });
+    }
     let filters = at(root, &format!("{CONNECTION_MANAGER}/http_filters"))?;
     if let Some(filters) = filters.as_array_mut() {
         filters.retain(|filter| filter.get("name").is_none_or(|name| name != "sentinel"));
@@ -210,6 +222,10 @@ const ENDPOINT: &str =
     "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
 /// The cluster that is Envoy's own admin endpoint.
 pub const ADMIN_CLUSTER: &str = "sentinel_admin";
+/// Where the console's listener stands in the whole.
+const CONSOLE: &str = "/static_resources/listeners/1";
+/// Where the first HTTP filter of a listener stands in it.
+const FILTER: &str = "/filter_chains/0/filters/0/typed_config/http_filters/0";
 /// Where the listener stands in the whole.
 pub const LISTENER: &str = "/static_resources/listeners/0";
 /// Where the connection manager's configuration stands in the whole.
@@ -226,6 +242,7 @@ mod tests {
             admin_port: 0,
             upstream: ([127, 0, 0, 1], 8080).into(),
             sentinel: None,
+            console_port: 0,
             access_log: None,
         }
     }

@@ -163,12 +163,12 @@ impl Vm {
         let Some(stream) = self.streams.get_mut(id) else { return Flow::Continue };
         let listener = Rc::clone(&stream.listener);
         let config = &listener.config;
-        if let Some(path) = &config.console
-            && self.show(path)
+        let host = &mut self.host;
+        if let Some(prefix) = &config.console
+            && show(host, self.worker.as_ref(), prefix)
         {
             return Flow::Pause;
         }
-        let host = &mut self.host;
         let worker = self.worker.get_or_insert_with(|| Worker::start(host));
         let mut request = Asked::new(config);
         request.write_name(&mut self.name);
@@ -197,17 +197,6 @@ impl Vm {
         };
         self.wake(listener.root, id, waits);
         flow
-    }
-
-    /// Answers a request for the console at `prefix`. `false` if it is for something else. It is no resource, and makes
-    /// this VM no worker.
-    fn show(&mut self, prefix: &str) -> bool {
-        let path = request_header(":path").unwrap_or_default();
-        let answer = console::answer(&mut self.host, self.worker.as_ref(), prefix, &path);
-        if let Some(answer) = &answer {
-            reply::send_json(answer.status, &answer.body);
-        }
-        answer.is_some()
     }
 
     /// A stream has ended, maybe while it still waited.
@@ -286,6 +275,17 @@ impl Vm {
             }
         }
     }
+}
+
+/// Answers a request for the console at `prefix`. `false` if it is for something else. It is no resource, and makes
+/// this VM no worker.
+fn show(host: &mut EnvoyHost, worker: Option<&Worker>, prefix: &str) -> bool {
+    let path = request_header(":path").unwrap_or_default();
+    let answer = console::answer(host, worker, prefix, &path);
+    if let Some(answer) = &answer {
+        reply::send_json(answer.status, &answer.body);
+    }
+    answer.is_some()
 }
 
 /// Arms the timer of `root` in a callback of `current`, which may be a stream of it. `false` if there is

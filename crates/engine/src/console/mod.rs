@@ -11,17 +11,16 @@
 mod json;
 
 use alloc::{
-    format,
     string::{String, ToString as _},
     vec::Vec,
 };
-use core::cmp::Reverse;
 
 use sentinel_core::{
     config::Settings,
     ledger::{
         Ledger, Meeting, Stamp,
-        breaker::{BreakerState, Probe},
+        breaker::BreakerState,
+        bucket::{BucketLedger, BucketTerms},
         pace::Paced,
         rate::whole_tokens,
         set::SHARED,
@@ -45,7 +44,7 @@ use self::json::Json;
 use crate::{
     census::LIVE,
     clock::Clock,
-    host::{Host, HostError},
+    host::Host,
     rule_state::{Hold, Terms, is_adaptive, threshold_of},
     worker::Worker,
 };
@@ -139,11 +138,11 @@ fn state<H: Host>(host: &mut H, worker: Option<&Worker>, asked: &Asked) -> Answe
         None => look.json.null("answeredBy"),
     }
     let rules = look.read(Key::Rules, |bytes| RuleSetReader::open(bytes.to_vec()));
-    let settings = match &rules {
-        Ok(Some((header, _))) => header.settings.clone(),
-        Ok(None) | Err(_) => Settings::DEFAULT,
+    let ttl_ms = match &rules {
+        Ok(Some((header, _))) => header.settings.decisions_ttl_ms,
+        Ok(None) | Err(_) => Settings::DEFAULT.decisions_ttl_ms,
     };
-    look.service(&settings);
+    look.service(ttl_ms);
     look.workers();
     let shown = match rules {
         Ok(Some((header, reader))) => look.rules(&header, reader, asked),
@@ -152,7 +151,7 @@ fn state<H: Host>(host: &mut H, worker: Option<&Worker>, asked: &Asked) -> Answe
             0
         }
         Err(problem) => {
-            look.problem("ruleSet", &problem);
+            look.problem("ruleSet", problem);
             0
         }
     };
@@ -172,6 +171,15 @@ struct Look<'a, H> {
     json: Json,
 }
 
+/// Why something cannot be said.
+#[derive(Clone, Copy)]
+enum Problem {
+    /// The bytes cannot be read.
+    Bytes(DecodeError),
+    /// They cannot be had.
+    Host,
+}
+
 /// One rule, its ledger apart.
 struct Shown<'a> {
     rule: &'a Rule,
@@ -185,39 +193,46 @@ impl<H: Host> Look<'_, H> {
         &mut self,
         key: Key,
         decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
-    ) -> Result<Option<T>, String> {
+    ) -> Result<Option<T>, Problem> {
         match self.host.load(key, &mut self.found) {
-            Ok(Some(_)) => decode(&self.found).map(Some).map_err(|error| error.to_string()),
-            Ok(None) | Err(HostError::NotFound) => Ok(None),
-            Err(HostError::Status(status)) => {
-                Err(format!("Envoy answers with status {status} when it is read"))
-            }
+            Ok(Some(_)) => decode(&self.found).map(Some).map_err(Problem::Bytes),
+            Ok(None) => Ok(None),
+            Err(_) => Err(Problem::Host),
         }
     }
 
-    fn problem(&mut self, name: &str, problem: &str) {
+    /// Says as the field `name`, or as an item of a list, why something cannot be said.
+    fn problem(&mut self, name: &str, problem: Problem) {
         self.json.open(name, '{');
-        self.json.text("error", problem);
+        self.error(problem);
         self.json.close('}');
+    }
+
+    fn error(&mut self, problem: Problem) {
+        let text = match problem {
+            Problem::Bytes(error) => error.to_string(),
+            Problem::Host => "Envoy does not hand it out".to_string(),
+        };
+        self.json.text("error", &text);
     }
 
     fn age_ms(&self, then_ns: u64) -> u64 {
         self.now.since(Nanos::new(then_ns)).as_millis()
     }
 
-    fn service(&mut self, settings: &Settings) {
+    fn service(&mut self, ttl_ms: u32) {
         match self.read(Key::Service, ServiceBeat::decode) {
             Ok(Some(beat)) => {
                 let age_ms = self.age_ms(beat.heartbeat_ns);
                 self.json.open("service", '{');
                 self.json.id("instance", beat.instance);
                 self.json.number("heartbeatAgeMs", age_ms);
-                self.json.flag("alive", age_ms <= u64::from(settings.decisions_ttl_ms));
+                self.json.flag("alive", age_ms <= u64::from(ttl_ms));
                 self.json.number("rulesVersion", beat.rules_version);
                 self.json.close('}');
             }
             Ok(None) => self.json.null("service"),
-            Err(problem) => self.problem("service", &problem),
+            Err(problem) => self.problem("service", problem),
         }
     }
 
@@ -236,21 +251,23 @@ impl<H: Host> Look<'_, H> {
                 }
                 self.json.close(']');
             }
-            Err(problem) => self.problem("workers", &problem),
+            Err(problem) => self.problem("workers", problem),
         }
     }
 
     /// The set, and the rules that are asked for. Gives how many those were.
     fn rules(&mut self, header: &RuleSetHeader, mut reader: RuleSetReader, asked: &Asked) -> u32 {
-        let decisions = self.read(Key::Decisions, Decisions::decode);
         self.json.open("ruleSet", '{');
         self.json.number("version", header.version);
         self.json.number("rules", u64::from(header.rules));
         self.json.close('}');
-        if let Err(problem) = &decisions {
-            self.problem("decisions", problem);
-        }
-        let decisions = decisions.ok().flatten().unwrap_or_default();
+        let decisions = match self.read(Key::Decisions, Decisions::decode) {
+            Ok(decisions) => decisions.unwrap_or_default(),
+            Err(problem) => {
+                self.problem("decisions", problem);
+                Decisions::default()
+            }
+        };
         let mut at = if asked.rule.is_some() { 0 } else { asked.offset };
         let mut shown = 0;
         let mut next = None;
@@ -261,9 +278,7 @@ impl<H: Host> Look<'_, H> {
                 Ok(Some(entry)) => entry,
                 Ok(None) => break,
                 Err(error) => {
-                    self.json.open("", '{');
-                    self.json.text("error", &error.to_string());
-                    self.json.close('}');
+                    self.problem("", Problem::Bytes(error));
                     break;
                 }
             };
@@ -380,8 +395,8 @@ impl<H: Host> Look<'_, H> {
             Some(_) | None => None,
         };
         self.json.text("ledger", if known.is_some() { "read" } else { "untouched" });
-        let Some(ledger) = known.or_else(|| Ledger::new(keeps)) else { return };
-        self.ledger(shown, ledger, &meeting);
+        let Some(mut ledger) = known.or_else(|| Ledger::new(keeps)) else { return };
+        self.ledger(shown, &mut ledger, &meeting);
         let hold = self.worker.and_then(|worker| worker.hold_of(shown.stamp.generation));
         match (hold, &shown.terms) {
             (Some(Hold::Lease(lease)), Terms::Rate(terms)) => {
@@ -401,7 +416,7 @@ impl<H: Host> Look<'_, H> {
             Ok(found) => found,
             Err(problem) => {
                 self.json.text("ledger", "unreadable");
-                self.json.text("error", &problem);
+                self.error(problem);
                 return None;
             }
         };
@@ -418,10 +433,10 @@ impl<H: Host> Look<'_, H> {
     }
 
     /// What a ledger says now.
-    fn ledger(&mut self, shown: &Shown<'_>, ledger: Ledger, meeting: &Meeting) {
+    fn ledger(&mut self, shown: &Shown<'_>, ledger: &mut Ledger, meeting: &Meeting) {
         let (now, threshold) = (self.now, meeting.stamp.threshold);
         match (ledger, &shown.terms) {
-            (Ledger::Rate(mut rate), Terms::Rate(terms)) => {
+            (Ledger::Rate(rate), Terms::Rate(terms)) => {
                 let allowed = rate.allowed(
                     now,
                     threshold,
@@ -429,12 +444,14 @@ impl<H: Host> Look<'_, H> {
                     terms.warm_up,
                     meeting.is_current,
                 );
-                self.counted(allowed.0, rate.counted(terms.shape));
+                let granted = rate.counted(terms.shape);
+                self.json.float("inForce", allowed.0);
+                self.json.number("granted", granted);
+                self.json.number("left", whole_tokens(allowed.0).saturating_sub(granted));
             }
-            (Ledger::Pace(mut pace), Terms::Pace(terms)) => {
+            (Ledger::Pace(pace), Terms::Pace(terms)) => {
                 let mut allowed = threshold;
-                if let (Some(passed), Some((warm_up, shape))) = (&pace.passed, terms.warm_up) {
-                    let mut passed = passed.clone();
+                if let (Some(passed), Some((warm_up, shape))) = (&mut pace.passed, terms.warm_up) {
                     allowed =
                         passed.allowed(now, threshold, shape, Some(warm_up), meeting.is_current).0;
                 }
@@ -467,10 +484,11 @@ impl<H: Host> Look<'_, H> {
                 self.json.close(']');
             }
             (Ledger::Bucket(bucket), Terms::Bucket { terms, .. }) => {
-                let tokens = whole_tokens(threshold);
-                let most = tokens.saturating_add(terms.burst);
-                let left = bucket.tokens_at(now, tokens, terms);
-                self.counted(threshold, most.saturating_sub(left));
+                let taken = taken(bucket, now, threshold, terms);
+                let most = whole_tokens(threshold).saturating_add(terms.burst);
+                self.json.float("inForce", threshold);
+                self.json.number("granted", taken);
+                self.json.number("left", most.saturating_sub(taken));
             }
             (Ledger::Breaker(breaker), Terms::Breaker(_)) => {
                 let json = &mut self.json;
@@ -480,28 +498,16 @@ impl<H: Host> Look<'_, H> {
                 json.maybe("retryInMs", (breaker.state == BreakerState::Open).then_some(retry));
                 json.number("goodProbes", u64::from(breaker.good));
                 json.open("probesOut", '[');
-                for (at, probe) in breaker.out.iter().enumerate() {
-                    let is_same = |other: &&Probe| other.incarnation == probe.incarnation;
-                    // Each worker once, with all of its probes.
-                    if breaker.out.iter().take(at).any(|other| is_same(&other)) {
-                        continue;
-                    }
-                    let probes = breaker.out.iter().filter(is_same).count();
+                for probe in &breaker.out {
                     json.open("", '{');
                     json.id("worker", probe.incarnation);
-                    json.number("probes", u64::try_from(probes).unwrap_or(0));
+                    json.number("sinceMs", now.since(probe.since).as_millis());
                     json.close('}');
                 }
                 json.close(']');
             }
             _ => {}
         }
-    }
-
-    fn counted(&mut self, allowed: f64, granted: u64) {
-        self.json.float("inForce", allowed);
-        self.json.number("granted", granted);
-        self.json.number("left", whole_tokens(allowed).saturating_sub(granted));
     }
 
     /// A rule with a ledger for each value.
@@ -514,68 +520,67 @@ impl<H: Host> Look<'_, H> {
         self.json.close('}');
     }
 
-    /// The values that are used most.
+    /// The values that have used most of theirs.
     fn values(&mut self, shown: &Shown<'_>, first: u32, sets: u32) {
-        let keeps = shown.rule.keeps();
         let read = sets.min(SETS_MAX);
         let mut values = 0_u64;
-        let mut most: Vec<(u64, u128, Ledger, Meeting)> = Vec::new();
+        let mut most: Vec<(u64, u128)> = Vec::new();
         for set in 0..read {
             let Some((meeting, value)) = self.meet(shown, Key::Set(first.saturating_add(set)))
             else {
                 return;
             };
-            let entries = match value {
-                Some(Value::Set(kept, set)) if kept == keeps => set.entries,
-                Some(_) | None => continue,
-            };
-            for (hash, ledger) in entries {
-                if shown.terms.is_idle(&ledger, self.now) {
+            let Some(Value::Set(_, mut set)) = value else { continue };
+            for (hash, ledger) in &mut set.entries {
+                if shown.terms.is_idle(ledger, self.now) {
                     continue;
                 }
                 values = values.saturating_add(1);
-                let used = self.used(shown, &ledger, meeting.stamp.threshold);
-                most.push((used, hash, ledger, meeting));
-            }
-            if most.len() > 8 * VALUES_SHOWN {
-                keep_most(&mut most);
+                let used = self.used(shown, ledger, meeting.stamp.threshold);
+                let place = most.iter().position(|known| known.0 < used).unwrap_or(most.len());
+                most.insert(place, (used, *hash));
+                most.truncate(VALUES_SHOWN);
             }
         }
-        keep_most(&mut most);
         self.json.number("setsRead", u64::from(read));
         self.json.number("values", values);
         self.json.open("mostUsed", '[');
-        for (_, hash, ledger, meeting) in most {
+        for (used, hash) in most {
             self.json.open("", '{');
             if hash == SHARED {
                 self.json.text("value", "shared");
             } else {
                 self.json.id("value", u64::try_from(hash >> 64).unwrap_or(0));
             }
-            self.ledger(shown, ledger, &meeting);
+            self.json.number("used", used);
             self.json.close('}');
         }
         self.json.close(']');
     }
 
-    /// How much of its budget a value has used, to order by.
-    fn used(&self, shown: &Shown<'_>, ledger: &Ledger, threshold: f64) -> u64 {
+    /// How much a value has used: tokens, permits, or milliseconds of waiting.
+    fn used(&self, shown: &Shown<'_>, ledger: &mut Ledger, threshold: f64) -> u64 {
         let now = self.now;
         match (ledger, &shown.terms) {
-            (Ledger::Rate(rate), Terms::Rate(terms)) => rate.counted(terms.shape),
-            (Ledger::Pace(pace), _) => pace.last.since(now).get(),
+            (Ledger::Rate(rate), Terms::Rate(terms)) => {
+                rate.allowed(now, threshold, terms.shape, None, false);
+                rate.counted(terms.shape)
+            }
+            (Ledger::Pace(pace), _) => pace.last.since(now).as_millis(),
             (Ledger::Permits(permits), _) => permits.others(0),
             (Ledger::Bucket(bucket), Terms::Bucket { terms, .. }) => {
-                u64::MAX - bucket.tokens_at(now, whole_tokens(threshold), terms)
+                taken(bucket, now, threshold, terms)
             }
             _ => 0,
         }
     }
 }
 
-fn keep_most(most: &mut Vec<(u64, u128, Ledger, Meeting)>) {
-    sentinel_core::order::sort_by(most, |a, b| Reverse((a.0, a.1)).cmp(&Reverse((b.0, b.1))));
-    most.truncate(VALUES_SHOWN);
+/// How many tokens are missing in a bucket.
+fn taken(bucket: &BucketLedger, now: Nanos, threshold: f64, terms: &BucketTerms) -> u64 {
+    let tokens = whole_tokens(threshold);
+    let most = tokens.saturating_add(terms.burst);
+    most.saturating_sub(bucket.tokens_at(now, tokens, terms))
 }
 
 fn breaker_terms(json: &mut Json, rule: &CircuitBreakerRule) {
