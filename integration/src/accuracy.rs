@@ -93,6 +93,7 @@ impl Flood {
             admin_port: 0,
             upstream: upstream.address(),
             sentinel: Some(Sentinel::with_rules(dist, &[rules::flow_rules(&rules)])?),
+            console_port: 0,
             access_log: None,
         };
         let envoy = Envoy::start(binary, self.workers, &bootstrap)?;

@@ -113,6 +113,7 @@ impl Variant {
                 Filter::None | Filter::Native { .. } => None,
                 Filter::Sentinel => Some(Sentinel::with_rules(dist, &[rules()])?),
             },
+            console_port: 0,
             access_log: None,
         })
     }

@@ -70,6 +70,7 @@ impl Trips {
             admin_port: 0,
             upstream: upstream.address(),
             sentinel: Some(Sentinel::with_rules(dist, &documents)?),
+            console_port: 0,
             access_log: None,
         };
         let envoy = Envoy::start(binary, self.workers, &bootstrap)?;

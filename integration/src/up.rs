@@ -34,6 +34,8 @@ pub struct Options {
     pub port: u16,
     /// Envoy's admin endpoint, on loopback.
     pub admin_port: u16,
+    /// The console, on loopback.
+    pub console_port: u16,
 }
 
 /// Runs Envoy and the upstream until SIGINT or SIGTERM, following edits of the rules.
@@ -107,12 +109,13 @@ fn start(options: &Options, documents: &[Value], upstream: SocketAddr) -> Result
         admin_port: options.admin_port,
         upstream,
         sentinel: Some(Sentinel::with_rules(&options.dist, documents)?),
+        console_port: options.console_port,
         access_log: None,
     };
     Envoy::start(&options.envoy, options.workers, &bootstrap).with_context(|| {
         format!(
-            "Envoy did not start on ports {} and {} (is another one holding them?)",
-            options.port, options.admin_port
+            "Envoy did not start on ports {}, {} and {} (is another one holding them?)",
+            options.port, options.admin_port, options.console_port
         )
     })
 }
@@ -126,6 +129,7 @@ pub(crate) fn write_addresses(
     writeln!(out, "proxy     http://{}", envoy.proxy())?;
     writeln!(out, "admin     http://{}", envoy.admin())?;
     writeln!(out, "upstream  http://{}", upstream.address())?;
+    writeln!(out, "console   http://{}/sentinel/state", envoy.listener("sentinel_console")?)?;
     Ok(())
 }
 
@@ -145,6 +149,8 @@ fn write_things_to_try(out: &mut dyn Write, envoy: &Envoy, documents: &[Value]) 
         envoy.proxy()
     )?;
     writeln!(out, "  curl -s http://{}/stats/prometheus | grep ^sentinel_", envoy.admin())?;
+    let console = envoy.listener("sentinel_console")?;
+    writeln!(out, "  cargo xtask top --console {console}    # what is in force, as it changes")?;
     Ok(())
 }
 

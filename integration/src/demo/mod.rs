@@ -73,6 +73,7 @@ pub fn demo(options: &Options, out: &mut dyn Write) -> Result<bool> {
         admin_port: 0,
         upstream: upstream.address(),
         sentinel: Some(Sentinel::with_rules(&options.dist, &documents)?),
+        console_port: 0,
         access_log: None,
     };
     let envoy = Envoy::start(&options.envoy, options.workers, &bootstrap)?;

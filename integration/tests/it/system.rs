@@ -162,6 +162,7 @@ fn with_outbound_listener(system_rules: &[&str]) -> World {
             admin_port: 0,
             upstream: ([127, 0, 0, 1], 9).into(),
             sentinel: Some(sentinel),
+            console_port: 0,
             access_log: None,
         };
         at(&mut bootstrap.render().unwrap(), LISTENER).unwrap().take()

@@ -144,6 +144,7 @@ impl Setup {
                 service: self.service,
                 revived: self.revived,
             }),
+            console_port: 0,
             access_log: Some(access_log.clone()),
         };
         let changes = self.changes;

@@ -395,6 +395,7 @@ impl<H: Host> Look<'_, H> {
             Some(_) | None => None,
         };
         self.json.text("ledger", if known.is_some() { "read" } else { "untouched" });
+        self.json.number("version", meeting.stamp.version);
         let Some(mut ledger) = known.or_else(|| Ledger::new(keeps)) else { return };
         self.ledger(shown, &mut ledger, &meeting);
         let hold = self.worker.and_then(|worker| worker.hold_of(shown.stamp.generation));

@@ -7,6 +7,7 @@ mod demo;
 pub(crate) mod replay;
 pub(crate) mod sim;
 mod test;
+mod top;
 mod up;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ pub(crate) struct Cli {
 enum Command {
     Demo(demo::Arguments),
     Up(up::Arguments),
+    Top(top::Arguments),
     Check(check::Arguments),
     Build(build::Arguments),
     Test(test::Arguments),
@@ -47,6 +49,7 @@ impl Cli {
         match self.command {
             Command::Demo(arguments) => demo::run(&arguments),
             Command::Up(arguments) => up::run(&arguments),
+            Command::Top(arguments) => top::run(&arguments),
             Command::Check(arguments) => check::run(&arguments),
             Command::Build(arguments) => build::run(&arguments),
             Command::Test(arguments) => test::run(&arguments),

@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// The port of Envoy's admin pages, with the metrics.
     #[arg(long, default_value_t = 9901)]
     pub(crate) admin_port: u16,
+    /// The port of the console, which `cargo xtask top` reads.
+    #[arg(long, default_value_t = 9902)]
+    pub(crate) console_port: u16,
 }
 
 /// # Errors
@@ -42,6 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         workers: u32::from(arguments.workers),
         port: arguments.port,
         admin_port: arguments.admin_port,
+        console_port: arguments.console_port,
     };
     up::up(&options, &sound, &mut std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
