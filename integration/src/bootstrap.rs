@@ -172,9 +172,8 @@ fn remove_sentinel(root: &mut Value) -> Result<()> {
     remove(root, "bootstrap_extensions");
     remove(root, "stats_sinks");
     if let Some(listeners) = at(root, "/static_resources/listeners")?.as_array_mut() {
-        listeners.retain(|listener| {
-            listener.get("name").is_none_or(|name| name != "sentinel_console")
-        });
+        listeners
+            .retain(|listener| listener.get("name").is_none_or(|name| name != "sentinel_console"));
     }
     let filters = at(root, &format!("{CONNECTION_MANAGER}/http_filters"))?;
     if let Some(filters) = filters.as_array_mut() {

@@ -85,7 +85,9 @@ fn read((status, body): Page) -> Result<Value> {
     match document.get("format").and_then(Value::as_u64) {
         Some(FORMAT) => Ok(document),
         other => {
-            bail!("the console speaks format {other:?}, this command {FORMAT}: use the one of that release")
+            bail!(
+                "the console speaks format {other:?}, this command {FORMAT}: use the one of that release"
+            )
         }
     }
 }
@@ -229,7 +231,10 @@ fn in_force(rule: &Value) -> String {
     let limit = rule.get("inForce").or_else(|| rule.get("threshold")).and_then(Value::as_f64);
     let Some(limit) = limit else { return String::new() };
     // A threshold that warms up has a dozen digits.
-    let mut text = ((limit * 100.0).round() / 100.0).to_string();
+    let mut text = match rule.get("strategy").and_then(Value::as_str) {
+        Some(strategy) if strategy.ends_with("Ratio") => format!("{} %", limit * 100.0),
+        Some(_) | None => ((limit * 100.0).round() / 100.0).to_string(),
+    };
     let said = rule.get("threshold").and_then(Value::as_f64);
     if let Some(said) = said.filter(|said| *said != limit && rule.get("inForce").is_some()) {
         let _ = write!(text, " of {said}");
@@ -325,7 +330,11 @@ fn details(rule: &Value) -> Vec<String> {
         let read = number(table, "setsRead");
         lines.push(format!("  {read} of {} sets read", number(table, "sets")));
         for value in table.get("mostUsed").and_then(Value::as_array).into_iter().flatten() {
-            lines.push(format!("  value {} has used {}", word(value, "value"), number(value, "used")));
+            lines.push(format!(
+                "  value {} has used {}",
+                word(value, "value"),
+                number(value, "used")
+            ));
         }
     }
     lines

@@ -438,13 +438,8 @@ impl<H: Host> Look<'_, H> {
         let (now, threshold) = (self.now, meeting.stamp.threshold);
         match (ledger, &shown.terms) {
             (Ledger::Rate(rate), Terms::Rate(terms)) => {
-                let allowed = rate.allowed(
-                    now,
-                    threshold,
-                    terms.shape,
-                    terms.warm_up,
-                    meeting.is_current,
-                );
+                let allowed =
+                    rate.allowed(now, threshold, terms.shape, terms.warm_up, meeting.is_current);
                 let granted = rate.counted(terms.shape);
                 self.json.float("inForce", allowed.0);
                 self.json.number("granted", granted);
@@ -468,7 +463,8 @@ impl<H: Host> Look<'_, H> {
                 self.json.maybe("retryInMs", retry);
             }
             (Ledger::Permits(permits), Terms::Permits { ttl }) => {
-                let holders = permits.holders.iter().filter(|holder| now.since(holder.seen) <= *ttl);
+                let holders =
+                    permits.holders.iter().filter(|holder| now.since(holder.seen) <= *ttl);
                 let held = holders.clone().fold(0, |sum: u64, one| sum.saturating_add(one.permits));
                 self.json.float("inForce", threshold);
                 self.json.number("held", held);

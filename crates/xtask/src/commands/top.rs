@@ -68,9 +68,8 @@ fn shown(arguments: &Arguments, rows_max: usize) -> Result<String> {
 fn look(arguments: &Arguments) -> Result<Value> {
     let Arguments { console, path, rule, .. } = arguments;
     top::gather(path, rule.as_deref(), &mut |path| {
-        let answer = client::get(*console, path).with_context(|| {
-            format!("no console answers at {console}: {HOW_TO_SWITCH_IT_ON}")
-        })?;
+        let answer = client::get(*console, path)
+            .with_context(|| format!("no console answers at {console}: {HOW_TO_SWITCH_IT_ON}"))?;
         Ok((answer.status, answer.body))
     })
 }
