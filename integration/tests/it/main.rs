@@ -13,6 +13,7 @@
 mod authority;
 mod breaker;
 mod configuration;
+mod console;
 mod every_kind;
 mod exact;
 mod flow;
