@@ -227,7 +227,7 @@ mod tests {
     use expect_test::{Expect, expect};
     use sentinel_core::{
         config::{
-            ENVOY_STATS_FIELDS, FILTER_FIELDS, METRICS_FIELDS, RESOURCE_FIELDS, SERIES_MAX,
+            CONSOLE_FIELDS, ENVOY_STATS_FIELDS, FILTER_FIELDS, METRICS_FIELDS, RESOURCE_FIELDS, SERIES_MAX,
             SERVICE_FIELDS, SETTINGS,
         },
         rule::compile::{
@@ -510,6 +510,7 @@ spec:
             ENVOY_STATS_FIELDS,
             FILTER_FIELDS,
             RESOURCE_FIELDS,
+            CONSOLE_FIELDS,
         ];
         let mut names = names.concat();
         for kind in KINDS {

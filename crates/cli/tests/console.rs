@@ -12,7 +12,7 @@ use std::{cell::RefCell, fmt::Write as _, rc::Rc};
 use expect_test::expect;
 use sentinel_cli::top::{Traffic, gather, render};
 use sentinel_core::{
-    config::ServiceConfig,
+    config::{FilterConfig, ServiceConfig},
     param::{Param, ParamValue, Request},
 };
 use sentinel_engine::{
@@ -575,6 +575,34 @@ fn what_is_no_console_is_told_apart_from_one() {
     assert!(fails(200, "<html>").contains("is no console"));
     assert!(fails(404, r#"{"error":"no rule"}"#).contains("answers 404: no rule"));
     assert!(fails(200, r#"{"format":2}"#).contains("format Some(2), this command 1"));
+}
+
+#[test]
+fn the_console_is_off_unless_a_path_switches_it_on() {
+    let config = |text: &str| {
+        let node = document::configuration(text.as_bytes()).unwrap();
+        match FilterConfig::from_node(&node) {
+            Ok(config) => format!("{:?}", config.console),
+            Err(refusals) => refusals.lines().collect::<Vec<_>>().join("\n"),
+        }
+    };
+    let mut said = String::new();
+    for text in [
+        "{}",
+        "console: {path: /sentinel}",
+        "console: {path: /a/b}",
+        "console: {}",
+        "console: true",
+        "console: {path: sentinel}",
+        "console: {path: /}",
+        "console: {path: /sentinel/}",
+        "console: {path: '/sentinel?x'}",
+        "console: {path: '/a b'}",
+        "console: {path: /sentinel, port: 1}",
+    ] {
+        writeln!(said, "{text}\n  {}", config(text)).unwrap();
+    }
+    expect![[""]].assert_eq(&said);
 }
 
 #[test]

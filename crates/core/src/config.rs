@@ -456,15 +456,15 @@ impl FilterConfig {
             config.before_first_rules =
                 before_first_rules(&mut settings).or(config.before_first_rules);
         }
+        if let Some(mut console) = fields.inside("console", CONSOLE_FIELDS) {
+            config.console = console_path(&mut console);
+        }
         if check_rules {
             // The service's settings are not known here; it compiles the whole set again by them.
             let source = Source { documents, ..Source::of(SOURCE) };
             if let Err(more) = compile_set(&[source], &Settings::DEFAULT) {
                 refusals.append(more);
             }
-        }
-        if let Some(mut console) = fields.inside("console", CONSOLE_FIELDS) {
-            config.console = console_path(&mut console);
         }
         refusals.or(config)
     }
