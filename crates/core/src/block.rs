@@ -3,8 +3,10 @@
 //! A refusal is an answer, not a failure: the reply, the access log and the metrics all say the same
 //! block type and rule.
 
-use alloc::{format, string::String};
+use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write as _;
+
+use crate::rule::Rule;
 
 /// Which kind of rule refused, in Sentinel's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +70,73 @@ impl BlockType {
             Self::Authority => 7,
         }
     }
+}
+
+/// What a refused client gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// Of HTTP.
+    pub status: u16,
+    /// Those that the reply has besides the ones that frame it.
+    pub headers: Vec<(&'a str, &'a [u8])>,
+    /// Of a gRPC call its message.
+    pub body: String,
+}
+
+/// What is known of a refusal, besides its type.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused<'a> {
+    /// The request's resource.
+    pub resource: &'a [u8],
+    /// The rule; `None` if there is none yet.
+    pub rule: Option<&'a Rule>,
+    /// Seconds until the next chance, if that is known.
+    pub retry_after: Option<&'a str>,
+    /// Whether the client sees the rule's id and the resource.
+    pub expose_rule: bool,
+    /// Whether the client speaks gRPC.
+    pub is_grpc: bool,
+}
+
+impl<'a> Reply<'a> {
+    /// The reply to a request that a rule of this type refuses.
+    pub fn new(block_type: BlockType, refused: &Refused<'a>) -> Self {
+        let own = refused.rule.and_then(|rule| rule.common().response.as_ref());
+        let status = own.and_then(|own| own.status).unwrap_or_else(|| block_type.http_status());
+        let own_body = own.and_then(|own| own.body.as_deref());
+        let shown = refused.rule.filter(|_| refused.expose_rule).map(Rule::id);
+        let body = if refused.is_grpc {
+            message(block_type)
+        } else if let Some(body) = own_body {
+            String::from(body)
+        } else {
+            let resource = refused.expose_rule.then_some(refused.resource);
+            json_body(block_type, status, resource, shown)
+        };
+        let mut headers: Vec<(&str, &[u8])> = Vec::new();
+        if own_body.is_none() {
+            headers.push(("content-type", b"application/json"));
+        }
+        headers.push(("x-sentinel-block", block_type.name().as_bytes()));
+        if let Some(rule) = shown {
+            headers.push(("x-sentinel-rule", rule.as_bytes()));
+        }
+        if let Some(retry_after) = refused.retry_after {
+            headers.push(("retry-after", retry_after.as_bytes()));
+        }
+        for (name, value) in own.iter().flat_map(|own| &own.headers) {
+            headers.retain(|(ours, _)| !ours.eq_ignore_ascii_case(name));
+            headers.push((name, value.as_bytes()));
+        }
+        Self { status, headers, body }
+    }
+}
+
+/// Whether a request of this `content-type` is a gRPC call: `application/grpc`, exactly or followed by `+`, as Envoy
+/// itself tells it.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+"))
 }
 
 /// The sentence that JSON bodies and `grpc-message` carry.

@@ -1,52 +1,35 @@
 //! What a refused client gets.
 
-use sentinel_core::block::{json_body, message, push_json_string};
+use sentinel_core::{
+    block::{Refused, Reply, is_grpc, push_json_string},
+    rule::Rule,
+};
 use sentinel_engine::worker::Blocked;
 use sentinel_envoy::stream::{LocalReply, request_header, set_filter_state};
 
 /// Answers the request, and leaves word for the access log. `expose_rule`: whether the client sees the
 /// rule's id and the resource.
 pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
-    let rule = blocked.rule.as_ref().map(|rule| rule.id());
-    let own = blocked.rule.as_ref().and_then(|rule| rule.common().response.as_ref());
     let block_type = blocked.block_type;
-    let status = own.and_then(|own| own.status).unwrap_or_else(|| block_type.http_status());
-    let own_body = own.and_then(|own| own.body.as_deref());
-
-    let shown = expose_rule.then_some(()).and(rule);
-    let body = if is_grpc() {
-        message(block_type)
-    } else if let Some(body) = own_body {
-        body.to_owned()
-    } else {
-        json_body(block_type, status, expose_rule.then_some(resource), shown)
-    };
-
     let retry_after = blocked.retry_after.map(|span| span.as_secs_ceil().max(1).to_string());
-    let mut headers: Vec<(&str, &[u8])> = Vec::new();
-    if own_body.is_none() {
-        headers.push(("content-type", b"application/json"));
-    }
-    headers.push(("x-sentinel-block", block_type.name().as_bytes()));
-    if let Some(rule) = shown {
-        headers.push(("x-sentinel-rule", rule.as_bytes()));
-    }
-    if let Some(retry_after) = &retry_after {
-        headers.push(("retry-after", retry_after.as_bytes()));
-    }
-    for (name, value) in own.iter().flat_map(|own| &own.headers) {
-        headers.retain(|(ours, _)| !ours.eq_ignore_ascii_case(name));
-        headers.push((name, value.as_bytes()));
-    }
+    let refused = Refused {
+        resource,
+        rule: blocked.rule.as_deref(),
+        retry_after: retry_after.as_deref(),
+        expose_rule,
+        is_grpc: is_grpc(&request_header("content-type").unwrap_or_default()),
+    };
+    let answer = Reply::new(block_type, &refused);
 
+    let rule = refused.rule.map(Rule::id);
     let rule = rule.unwrap_or("before_first_rules");
     leave_word(block_type.name(), rule, resource);
     let details = format!("sentinel_{}_{rule}", block_type.name());
     let reply = LocalReply {
-        status,
+        status: answer.status,
         details: &details,
-        headers: &headers,
-        body: body.as_bytes(),
+        headers: &answer.headers,
+        body: answer.body.as_bytes(),
         grpc_status: block_type.grpc_status(),
     };
     if let Err(error) = reply.send() {
@@ -81,11 +64,4 @@ fn leave_word(block_type: &str, rule: &str, resource: &[u8]) {
     if set_filter_state("sentinel", word.as_bytes()).is_err() {
         log::debug!("the filter state is set already");
     }
-}
-
-/// `application/grpc`, exactly or followed by `+`: as Envoy itself tells gRPC.
-fn is_grpc() -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    let content_type = request_header("content-type").unwrap_or_default();
-    content_type.strip_prefix(GRPC).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+"))
 }
