@@ -3,5 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod explain;
+mod filter;
+mod limit;
 pub mod replay;
 pub mod top;

@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 mod expect;
-mod proxy;
+pub(crate) mod proxy;
 mod request;
 mod rules;
 mod tables;

@@ -286,7 +286,8 @@ impl Proxy {
     }
 }
 
-fn config(rules: Vec<Rule>, watched: &[String]) -> ServiceConfig {
+/// A service's configuration with these rules and nothing else.
+pub(crate) fn config(rules: Vec<Rule>, watched: &[String]) -> ServiceConfig {
     ServiceConfig {
         rules,
         metrics_resources: watched.to_vec(),

@@ -31,6 +31,7 @@ use crate::{
 
 mod call;
 mod decided;
+mod explain;
 mod house;
 
 use call::Held;

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod explain;
 pub(crate) mod replay;
 pub(crate) mod sim;
 mod test;
@@ -32,6 +33,7 @@ enum Command {
     Up(up::Arguments),
     Top(top::Arguments),
     Check(check::Arguments),
+    Explain(explain::Arguments),
     Build(build::Arguments),
     Test(test::Arguments),
     Replay(replay::Arguments),
@@ -50,7 +52,8 @@ impl Cli {
             Command::Demo(arguments) => demo::run(&arguments),
             Command::Up(arguments) => up::run(&arguments),
             Command::Top(arguments) => top::run(&arguments),
-            Command::Check(arguments) => check::run(&arguments),
+            Command::Check(arguments) => check::run(arguments),
+            Command::Explain(arguments) => explain::run(arguments),
             Command::Build(arguments) => build::run(&arguments),
             Command::Test(arguments) => test::run(&arguments),
             Command::Replay(arguments) => replay::run(&arguments).map(Tally::code),

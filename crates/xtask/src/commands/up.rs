@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use sentinel_cli::check::check;
+use sentinel_cli::check::{Options, check};
 use sentinel_integration::{rules, up};
 
 use crate::envoy;
@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// Whether the rules of a folder can be loaded; the error has a line for each that stands in the way.
 fn sound(folder: &Path) -> Result<()> {
     let mut report = Vec::new();
-    if check(&rules::files(folder)?, &mut report, false)? {
+    if check(&Options::of(rules::files(folder)?), &mut report)? {
         return Ok(());
     }
     bail!("{}", String::from_utf8_lossy(&report).trim_end())

@@ -133,6 +133,21 @@ struct Found {
 /// `settings` bound how many they are (`rulesMax`), how long a resource's name is (`nameBytesMax`) and how large
 /// their tables are (`paramTableBytes`). Ids are unique over the whole set.
 pub fn compile_set(sources: &[Source<'_>], settings: &Settings) -> Result<Vec<Rule>, Refusals> {
+    compiled(sources, settings).finish()
+}
+
+/// The same rules, each with the place where it stands: for tools that say more of a set than whether it is right.
+pub fn compile_placed(
+    sources: &[Source<'_>],
+    settings: &Settings,
+) -> Result<Vec<(Rule, Site)>, Refusals> {
+    let mut set = compiled(sources, settings);
+    set.check();
+    let placed = set.rules.into_iter().map(|named| (named.rule, named.site)).collect();
+    set.refusals.or(placed)
+}
+
+fn compiled<'a>(sources: &[Source<'_>], settings: &'a Settings) -> Set<'a> {
     let mut set = Set::new(settings);
     for (source, index) in sources.iter().zip(0..) {
         set.origin = Origin { source: index, carrier: source.carrier };
@@ -144,7 +159,7 @@ pub fn compile_set(sources: &[Source<'_>], settings: &Settings) -> Result<Vec<Ru
             }
         }
     }
-    set.finish()
+    set
 }
 
 /// The rules of one list of sentinel-golang's data sources. `kind` is `flow`, `circuitbreaker`, `hotspot`,
@@ -403,6 +418,12 @@ impl<'a> Set<'a> {
     }
 
     fn finish(mut self) -> Result<Vec<Rule>, Refusals> {
+        self.check();
+        self.refusals.or(self.rules.into_iter().map(|named| named.rule).collect())
+    }
+
+    /// Adds what only the whole set says, and compares its rules with each other.
+    fn check(&mut self) {
         for bound in core::mem::take(&mut self.opensergo).rules(&mut self.refusals) {
             if self.has_room() {
                 self.origin = bound.origin;
@@ -418,7 +439,6 @@ impl<'a> Set<'a> {
         self.resolve_groups();
         self.compare_ids();
         self.compare_bounds();
-        self.refusals.or(self.rules.into_iter().map(|named| named.rule).collect())
     }
 
     /// Puts the paths of its API group into each rule of one.
