@@ -7,10 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sentinel_core::rule::{
-    compile::Source,
-    error::{Reason, Refusal, Refusals, Site},
-    node::{Map, Node, Position, Value},
+use sentinel_core::{
+    config::index_files,
+    rule::{
+        compile::Source,
+        error::{Reason, Refusal, Refusals, Site},
+        node::{Node, Position, Value},
+    },
 };
 use sentinel_engine::document;
 
@@ -20,7 +23,7 @@ pub(crate) struct File {
     /// The path, as it was given.
     pub(crate) name: String,
     /// What its bare lists are, if an index says so.
-    list: Option<String>,
+    list: Option<&'static str>,
     /// What stands in it; nothing if it could not be read.
     pub(crate) documents: Vec<Node>,
     /// How many files it lists, if it is an index.
@@ -63,9 +66,9 @@ impl Files {
         let rules = self.files.iter().filter(|file| file.lists.is_none());
         rules
             .map(|file| Source {
-                name: &file.name,
-                list: file.list.as_deref(),
+                list: file.list,
                 documents: &file.documents,
+                ..Source::of(&file.name)
             })
             .collect()
     }
@@ -132,7 +135,7 @@ impl Files {
         }
     }
 
-    fn add(&mut self, path: &Path, list: Option<String>) {
+    fn add(&mut self, path: &Path, list: Option<&'static str>) {
         if !self.seen.insert(identity(path)) {
             return;
         }
@@ -143,56 +146,46 @@ impl Files {
             Err(problem) => self.refusals.push(problem.in_file(&name)),
         }
         let index = index_of(&documents).cloned();
-        let lists = index
-            .as_ref()
-            .map(|list| if let Value::List(list) = &list.value { list.len() } else { 0 });
-        self.files.push(File { name: name.clone(), list, documents, lists });
+        let place = self.files.len();
+        self.files.push(File { name: name.clone(), list, documents, lists: None });
         if let Some(index) = index {
-            self.add_listed(path, &name, &index);
+            let lists = self.add_listed(path, &name, &index);
+            if let Some(file) = self.files.get_mut(place) {
+                file.lists = Some(lists);
+            }
         }
     }
 
-    /// Adds what an index lists: names of files beside it, or maps with a `path` and a `kind`.
-    fn add_listed(&mut self, index: &Path, name: &str, list: &Node) {
-        const ALLOWED: &str = "a file's name, or a map with a `path` and a `kind`";
-
-        let Value::List(entries) = &list.value else {
-            let sentence = format!("is {}, but must be a list of files", list.describe());
-            self.refuse(name, list.position, format!("`{INDEX_FIELD}` {sentence}"));
-            return;
+    /// Adds the files that an index lists, as the service reads it, and says how many they are. What it calls by a path
+    /// from the root of its server is looked for from its folder on, and else beside it.
+    fn add_listed(&mut self, index: &Path, name: &str, node: &Node) -> usize {
+        let own = index.file_name().map_or_else(String::new, |own| format!("/{}", own.display()));
+        let listed = match index_files(node, &own) {
+            Ok(listed) => listed,
+            Err(refusals) => {
+                for refusal in refusals.shown() {
+                    let site = Site { source: name.to_owned(), ..refusal.site.clone() };
+                    self.refusals.push(Refusal { site, ..refusal.clone() });
+                }
+                return 0;
+            }
         };
-        for (number, entry) in entries.iter().enumerate() {
-            let text = |node: Option<&Node>| match node.map(|node| &node.value) {
-                Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
-                _ => None,
-            };
-            let (file, kind) = match &entry.value {
-                Value::Map(map) => (text(map.get("path")), text(map.get("kind"))),
-                Value::Null
-                | Value::Bool(_)
-                | Value::Int(_)
-                | Value::Float(_)
-                | Value::String(_)
-                | Value::List(_) => (text(Some(entry)), None),
-            };
-            let field = format!("`{INDEX_FIELD}[{number}]`");
-            let Some(file) = file else {
-                let found = entry.describe();
-                self.refuse(
-                    name,
-                    entry.position,
-                    format!("{field} is {found}, but must be {ALLOWED}"),
-                );
-                continue;
-            };
-            let path = index.with_file_name("").join(file.trim_start_matches('/'));
-            if path.is_file() {
-                self.add(&path, kind);
-            } else {
-                let sentence = format!("{field} is \"{file}\", but there is no {}", path.display());
-                self.refuse(name, entry.position, sentence);
+        for (number, file) in listed.iter().enumerate() {
+            let from_here = index.with_file_name(file.path.trim_start_matches('/'));
+            let last = file.path.rsplit('/').next().unwrap_or_default();
+            let beside = index.with_file_name(last);
+            match [&from_here, &beside].into_iter().find(|path| path.is_file()) {
+                Some(path) => self.add(path, file.list),
+                None => {
+                    let sentence = format!(
+                        "`{INDEX_FIELD}[{number}]` is missing: there is no {}",
+                        from_here.display()
+                    );
+                    self.refuse(name, entry_position(node, number), sentence);
+                }
             }
         }
+        listed.len()
     }
 
     fn refuse(&mut self, name: &str, position: Option<Position>, sentence: String) {
@@ -226,11 +219,17 @@ fn parse(path: &Path) -> Result<Vec<Node>, Problem> {
     document::documents(&bytes).map_err(Problem::NoDocument)
 }
 
-/// What an index lists: it is one map with the field `files` and no other.
+/// The document of an index: one map with the field `files` and no other.
 fn index_of(documents: &[Node]) -> Option<&Node> {
-    let [Node { value: Value::Map(map), .. }] = documents else { return None };
-    let is_index = |map: &Map| matches!(map.entries(), [entry] if entry.key == INDEX_FIELD);
-    if is_index(map) { map.entries().first().map(|entry| &entry.value) } else { None }
+    let [node @ Node { value: Value::Map(map), .. }] = documents else { return None };
+    matches!(map.entries(), [entry] if entry.key == INDEX_FIELD).then_some(node)
+}
+
+/// Where an entry of an index stands.
+fn entry_position(index: &Node, number: usize) -> Option<Position> {
+    let Value::Map(map) = &index.value else { return None };
+    let Value::List(entries) = &map.get(INDEX_FIELD)?.value else { return None };
+    entries.get(number)?.position
 }
 
 /// The rule files of a folder, by name. Editors and ConfigMap mounts leave hidden ones beside them.

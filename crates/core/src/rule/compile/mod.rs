@@ -147,7 +147,7 @@ pub fn compile_placed(
     set.refusals.or(placed)
 }
 
-fn compiled<'a>(sources: &[Source<'_>], settings: &'a Settings) -> Set<'a> {
+fn compiled<'a>(sources: &[Source<'a>], settings: &'a Settings) -> Set<'a> {
     let mut set = Set::new(settings);
     for (source, index) in sources.iter().zip(0..) {
         set.origin = Origin { source: index, carrier: source.carrier };
