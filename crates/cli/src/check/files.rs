@@ -177,8 +177,9 @@ impl Files {
             match [&from_here, &beside].into_iter().find(|path| path.is_file()) {
                 Some(path) => self.add(path, file.list),
                 None => {
+                    let file = file.path.trim_start_matches('/');
                     let sentence = format!(
-                        "`{INDEX_FIELD}[{number}]` is missing: there is no {}",
+                        "`{INDEX_FIELD}[{number}]` is \"{file}\", but there is no {}",
                         from_here.display()
                     );
                     self.refuse(name, entry_position(node, number), sentence);

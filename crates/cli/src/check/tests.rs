@@ -560,6 +560,16 @@ fn an_index_says_which_files_there_are() {
         index.yaml: refused
         the set is refused: nothing of it would be loaded
     "#]].assert_eq(&text);
+    fs::write(folder.path().join("index.yaml"), "files:\n- flow.json\n- gone.yaml\n").unwrap();
+    let (right, text) = said(folder.path(), &of_index);
+    assert!(!right);
+    expect![[r#"
+        index.yaml:3:3: `files[1]` is "gone.yaml", but there is no gone.yaml
+        index.yaml: refused
+        flow.json: ok
+        the set is refused: nothing of it would be loaded
+    "#]]
+    .assert_eq(&text);
     fs::write(folder.path().join("index.yaml"), "files: flow.json\n").unwrap();
     let (_, text) = said(folder.path(), &of_index);
     expect![[r#"

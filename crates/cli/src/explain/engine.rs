@@ -45,7 +45,7 @@ impl Engine {
         Self { host, worker }
     }
 
-    /// The rules that name a request, in the order in which they are asked, and whether each wants anything of it.
+    /// The rules that name a request, in the order in which they are checked, and whether each wants anything of it.
     pub(super) fn rules_of(
         &mut self,
         resource: &[u8],

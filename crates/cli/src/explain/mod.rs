@@ -74,7 +74,7 @@ struct Explanation {
     /// Empty if nobody knows.
     caller: String,
     called_by: String,
-    /// In the order in which they are asked.
+    /// In the order in which they are checked.
     rules: Vec<Met>,
     verdict: Verdict,
 }

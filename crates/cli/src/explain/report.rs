@@ -44,7 +44,7 @@ pub(super) fn write_text(
     } else {
         writeln!(
             out,
-            "What rules say to it, in the order in which they are asked, each by itself and from empty state:"
+            "What rules say to it, in the order in which they are checked, each by itself and from empty state:"
         )?;
         writeln!(out, "{}", table(&asked, terminal))?;
     }

@@ -106,7 +106,7 @@ fn every_rule_that_looks_says_what_it_thinks_and_the_others_why_they_do_not() {
             groups    money
             caller    shop (header x-origin)
 
-            What rules say to it, in the order in which they are asked, each by itself and from empty state:
+            What rules say to it, in the order in which they are checked, each by itself and from empty state:
             ┌────────────┬───────────┬────────────────────────────────┬───────────────────────────────┬────────┐
             │ rule       ┆ kind      ┆ limit                          ┆ counts                        ┆ says   │
             ╞════════════╪═══════════╪════════════════════════════════╪═══════════════════════════════╪════════╡
@@ -116,6 +116,8 @@ fn every_rule_that_looks_says_what_it_thinks_and_the_others_why_they_do_not() {
             │ money      ┆ gateway   ┆ 10 in 1 s                      ┆                               ┆ passes │
             │ matching   ┆ flow      ┆ 7 in 1 s                       ┆ resource "GET:/pay"           ┆ passes │
             │ of-shop    ┆ flow      ┆ 3 in 1 s, for shop             ┆                               ┆ passes │
+            │ paced      ┆ flow      ┆ 5 in 1 s, evenly, waiting up   ┆                               ┆ passes │
+            │            ┆           ┆ to 100 ms                      ┆                               ┆        │
             │ ten        ┆ flow      ┆ 10 in 1 s                      ┆                               ┆ passes │
             │ while-idle ┆ flow      ┆ 3 in 1 s, of GET:/idle         ┆                               ┆ passes │
             │ each       ┆ isolation ┆ 2 at a time                    ┆ resource "GET:/pay"           ┆ passes │
@@ -126,8 +128,6 @@ fn every_rule_that_looks_says_what_it_thinks_and_the_others_why_they_do_not() {
             │ failing    ┆ breaker   ┆ none while, of 0 or more in 1  ┆                               ┆ passes │
             │            ┆           ┆ s, 0.5 of them fail; a probe   ┆                               ┆        │
             │            ┆           ┆ after 1 s                      ┆                               ┆        │
-            │ paced      ┆ flow      ┆ 5 in 1 s, evenly, waiting up   ┆                               ┆ passes │
-            │            ┆           ┆ to 100 ms                      ┆                               ┆        │
             └────────────┴───────────┴────────────────────────────────┴───────────────────────────────┴────────┘
 
             Rules of the resource that do not look at it:
@@ -151,7 +151,7 @@ fn every_rule_that_looks_says_what_it_thinks_and_the_others_why_they_do_not() {
             groups    money
             caller    nobody knows (header x-origin)
 
-            What rules say to it, in the order in which they are asked, each by itself and from empty state:
+            What rules say to it, in the order in which they are checked, each by itself and from empty state:
             ┌────────────┬───────────┬──────────────────────────────────────────┬─────────────────────┬────────┐
             │ rule       ┆ kind      ┆ limit                                    ┆ counts              ┆ says   │
             ╞════════════╪═══════════╪══════════════════════════════════════════╪═════════════════════╪════════╡
@@ -160,12 +160,12 @@ fn every_rule_that_looks_says_what_it_thinks_and_the_others_why_they_do_not() {
             │ cpu        ┆ system    ┆ while the CPU is at most 0.8             ┆                     ┆ passes │
             │ money      ┆ gateway   ┆ 10 in 1 s                                ┆                     ┆ passes │
             │ matching   ┆ flow      ┆ 7 in 1 s                                 ┆ resource "GET:/pay" ┆ passes │
+            │ paced      ┆ flow      ┆ 5 in 1 s, evenly, waiting up to 100 ms   ┆                     ┆ passes │
             │ ten        ┆ flow      ┆ 10 in 1 s                                ┆                     ┆ passes │
             │ while-idle ┆ flow      ┆ 3 in 1 s, of GET:/idle                   ┆                     ┆ passes │
             │ each       ┆ isolation ┆ 2 at a time                              ┆ resource "GET:/pay" ┆ passes │
             │ failing    ┆ breaker   ┆ none while, of 0 or more in 1 s, 0.5 of  ┆                     ┆ passes │
             │            ┆           ┆ them fail; a probe after 1 s             ┆                     ┆        │
-            │ paced      ┆ flow      ┆ 5 in 1 s, evenly, waiting up to 100 ms   ┆                     ┆ passes │
             └────────────┴───────────┴──────────────────────────────────────────┴─────────────────────┴────────┘
 
             Rules of the resource that do not look at it:
@@ -196,72 +196,72 @@ fn a_request_that_a_rule_refuses_shows_what_its_client_gets() {
         "GET /closed",
         &[],
         &expect![[r#"
-        GET /closed
+            GET /closed
 
-        resource  GET:/closed (named by method_path, envoy/envoy.yaml)
-        caller    nobody knows (header x-origin)
+            resource  GET:/closed (named by method_path, envoy/envoy.yaml)
+            caller    nobody knows (header x-origin)
 
-        What rules say to it, in the order in which they are asked, each by itself and from empty state:
-        ┌──────┬──────┬──────────┬────────┬─────────┐
-        │ rule ┆ kind ┆ limit    ┆ counts ┆ says    │
-        ╞══════╪══════╪══════════╪════════╪═════════╡
-        │ none ┆ flow ┆ 0 in 1 s ┆        ┆ refuses │
-        └──────┴──────┴──────────┴────────┴─────────┘
+            What rules say to it, in the order in which they are checked, each by itself and from empty state:
+            ┌──────┬──────┬──────────┬────────┬─────────┐
+            │ rule ┆ kind ┆ limit    ┆ counts ┆ says    │
+            ╞══════╪══════╪══════════╪════════╪═════════╡
+            │ none ┆ flow ┆ 0 in 1 s ┆        ┆ refuses │
+            └──────┴──────┴──────────┴────────┴─────────┘
 
-        It is refused by none. The client gets:
-          418
-          content-type: application/json
-          x-sentinel-block: FlowControl
-          x-sentinel-rule: none
-          x-why: closed
+            It is refused by none. The client gets:
+              418
+              content-type: application/json
+              x-sentinel-block: FlowControl
+              x-sentinel-rule: none
+              x-why: closed
 
-          {"code":418,"message":"Blocked by Sentinel: FlowControl","resource":"GET:/closed","rule":"none"}
-    "#]],
+              {"code":418,"message":"Blocked by Sentinel: FlowControl","resource":"GET:/closed","rule":"none"}
+        "#]],
     );
     check(
         &rules,
         "GET /closed",
         &["content-type: application/grpc+proto"],
         &expect![[r#"
-        GET /closed
+            GET /closed
 
-        resource  GET:/closed (named by method_path, envoy/envoy.yaml)
-        caller    nobody knows (header x-origin)
+            resource  GET:/closed (named by method_path, envoy/envoy.yaml)
+            caller    nobody knows (header x-origin)
 
-        What rules say to it, in the order in which they are asked, each by itself and from empty state:
-        ┌──────┬──────┬──────────┬────────┬─────────┐
-        │ rule ┆ kind ┆ limit    ┆ counts ┆ says    │
-        ╞══════╪══════╪══════════╪════════╪═════════╡
-        │ none ┆ flow ┆ 0 in 1 s ┆        ┆ refuses │
-        └──────┴──────┴──────────┴────────┴─────────┘
+            What rules say to it, in the order in which they are checked, each by itself and from empty state:
+            ┌──────┬──────┬──────────┬────────┬─────────┐
+            │ rule ┆ kind ┆ limit    ┆ counts ┆ says    │
+            ╞══════╪══════╪══════════╪════════╪═════════╡
+            │ none ┆ flow ┆ 0 in 1 s ┆        ┆ refuses │
+            └──────┴──────┴──────────┴────────┴─────────┘
 
-        It is refused by none. The client gets:
-          grpc-status: 8
-          grpc-message: Blocked by Sentinel: FlowControl
-          x-sentinel-block: FlowControl
-          x-sentinel-rule: none
-          x-why: closed
-    "#]],
+            It is refused by none. The client gets:
+              grpc-status: 8
+              grpc-message: Blocked by Sentinel: FlowControl
+              x-sentinel-block: FlowControl
+              x-sentinel-rule: none
+              x-why: closed
+        "#]],
     );
     check(
         &rules,
         "GET /tried",
         &[],
         &expect![[r#"
-        GET /tried
+            GET /tried
 
-        resource  GET:/tried (named by method_path, envoy/envoy.yaml)
-        caller    nobody knows (header x-origin)
+            resource  GET:/tried (named by method_path, envoy/envoy.yaml)
+            caller    nobody knows (header x-origin)
 
-        What rules say to it, in the order in which they are asked, each by itself and from empty state:
-        ┌───────┬──────┬──────────┬────────┬───────────────────────┐
-        │ rule  ┆ kind ┆ limit    ┆ counts ┆ says                  │
-        ╞═══════╪══════╪══════════╪════════╪═══════════════════════╡
-        │ tried ┆ flow ┆ 0 in 1 s ┆        ┆ would refuse (shadow) │
-        └───────┴──────┴──────────┴────────┴───────────────────────┘
+            What rules say to it, in the order in which they are checked, each by itself and from empty state:
+            ┌───────┬──────┬──────────┬────────┬───────────────────────┐
+            │ rule  ┆ kind ┆ limit    ┆ counts ┆ says                  │
+            ╞═══════╪══════╪══════════╪════════╪═══════════════════════╡
+            │ tried ┆ flow ┆ 0 in 1 s ┆        ┆ would refuse (shadow) │
+            └───────┴──────┴──────────┴────────┴───────────────────────┘
 
-        It passes.
-    "#]],
+            It passes.
+        "#]],
     );
     check(
         &rules,
@@ -285,26 +285,26 @@ fn a_request_that_a_rule_refuses_shows_what_its_client_gets() {
         "GET /a",
         &["x-origin: crawler"],
         &expect![[r#"
-        GET /a
+            GET /a
 
-        resource  GET:/a (named by method_path, envoy/envoy.yaml)
-        caller    crawler (header x-origin)
+            resource  GET:/a (named by method_path, envoy/envoy.yaml)
+            caller    crawler (header x-origin)
 
-        What rules say to it, in the order in which they are asked, each by itself and from empty state:
-        ┌───────┬───────────┬────────────┬────────┬─────────┐
-        │ rule  ┆ kind      ┆ limit      ┆ counts ┆ says    │
-        ╞═══════╪═══════════╪════════════╪════════╪═════════╡
-        │ staff ┆ authority ┆ only staff ┆        ┆ refuses │
-        └───────┴───────────┴────────────┴────────┴─────────┘
+            What rules say to it, in the order in which they are checked, each by itself and from empty state:
+            ┌───────┬───────────┬────────────┬────────┬─────────┐
+            │ rule  ┆ kind      ┆ limit      ┆ counts ┆ says    │
+            ╞═══════╪═══════════╪════════════╪════════╪═════════╡
+            │ staff ┆ authority ┆ only staff ┆        ┆ refuses │
+            └───────┴───────────┴────────────┴────────┴─────────┘
 
-        It is refused by staff. The client gets:
-          403
-          content-type: application/json
-          x-sentinel-block: Authority
-          x-sentinel-rule: staff
+            It is refused by staff. The client gets:
+              403
+              content-type: application/json
+              x-sentinel-block: Authority
+              x-sentinel-rule: staff
 
-          {"code":403,"message":"Blocked by Sentinel: Authority","resource":"GET:/a","rule":"staff"}
-    "#]],
+              {"code":403,"message":"Blocked by Sentinel: Authority","resource":"GET:/a","rule":"staff"}
+        "#]],
     );
     let options = Options {
         request: "GET /a".to_owned(),
@@ -318,7 +318,7 @@ fn a_request_that_a_rule_refuses_shows_what_its_client_gets() {
         resource  GET:/a (named by method_path, filter.yml.txt)
         caller    10.0.0.1 (client_ip)
 
-        What rules say to it, in the order in which they are asked, each by itself and from empty state:
+        What rules say to it, in the order in which they are checked, each by itself and from empty state:
         ┌───────┬───────────┬────────────┬────────┬─────────┐
         │ rule  ┆ kind      ┆ limit      ┆ counts ┆ says    │
         ╞═══════╪═══════════╪════════════╪════════╪═════════╡
@@ -521,7 +521,46 @@ fn machines_get_one_object() {
         }"#]].assert_eq(&format!("{value:#}"));
 }
 
-/// What is explained is what happens: the first rule that refuses by itself is the one that refuses the request.
+#[test]
+fn the_rule_that_refuses_the_request_is_the_first_that_refuses_it_alone() {
+    let rules = [
+        ("AuthorityRules", "  - {id: refuses-1, resource: 'GET:/a', limitApp: staff}\n"),
+        ("SystemRules", "  - {id: refuses-2, metricType: InboundQPS, triggerCount: 0}\n"),
+        ("FlowRules", "  - {id: refuses-3, resource: 'GET:/.*', regex: true, threshold: 0}\n"),
+        ("FlowRules", "  - {id: tries, resource: 'GET:/a', threshold: 0, shadow: true}\n"),
+        (
+            "HotspotRules",
+            "  - {id: refuses-4, resource: 'GET:/a', metricType: QPS, paramKey: 'header:x-origin', threshold: 0, durationInSec: 1}\n",
+        ),
+        (
+            "FlowRules",
+            "  - {id: refuses-0, resource: 'GET:/a', threshold: 0, controlBehavior: Throttling}\n",
+        ),
+    ];
+    for chosen in 0..1_u32 << rules.len() {
+        let set: String = rules
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| chosen & (1 << index) != 0)
+            .map(|(_, (kind, rules))| document(kind, rules))
+            .collect();
+        let options = Options {
+            request: "GET /a".to_owned(),
+            headers: vec!["x-origin: crawler".to_owned()],
+            json: true,
+            ..Options::default()
+        };
+        let (could, text) = said(&set, None, options);
+        assert!(could);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let met = value["rules"].as_array().unwrap();
+        assert_eq!(met.len(), usize::try_from(chosen.count_ones()).unwrap());
+        let first = met.iter().find(|rule| rule["says"] == "refuse" && rule["shadow"] == false);
+        let expected = first.map_or(&serde_json::Value::Null, |rule| &rule["id"]);
+        assert_eq!(value["answer"]["rule"], *expected, "{set}");
+    }
+}
+
 #[test]
 fn every_example_can_be_explained() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
