@@ -47,6 +47,8 @@ struct Findings {
     files: Files,
     /// What the service would say, and what is wrong with the filter's configuration.
     refusals: Refusals,
+    /// Whether the service would take the set.
+    is_set_right: bool,
     warnings: Vec<Refusal>,
     /// The set; empty if anything is refused.
     rules: Vec<(Rule, Site)>,
@@ -88,6 +90,11 @@ fn find(options: &Options) -> Findings {
         Ok(set) => rules = set,
         Err(more) => refusals.append(more),
     }
+    let is_set_right = refusals.is_empty();
+    if !is_set_right {
+        // Of what is refused nobody has any rules.
+        rules.clear();
+    }
     let mut filters = Vec::new();
     match options.filter.as_deref().map(filter::filters) {
         None => filters.push(Filter { name: String::new(), config: FilterConfig::default() }),
@@ -98,10 +105,8 @@ fn find(options: &Options) -> Findings {
     if refusals.is_empty() {
         let naming = Naming { filters: &filters, file: options.filter.as_deref() };
         found = warnings(&rules, &files, naming);
-    } else {
-        rules.clear();
     }
-    Findings { files, refusals, warnings: found, rules }
+    Findings { files, refusals, is_set_right, warnings: found, rules }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub(super) fn write_text(
         let count = match (findings.files.files.get(file).and_then(|file| file.lists), rules) {
             (Some(files), _) => format!(", an index of {}", counted(files, "file")),
             // Of a set that is refused nobody knows the rules.
-            (None, Some(_)) if !findings.refusals.is_empty() => String::new(),
+            (None, Some(_)) if !findings.is_set_right => String::new(),
             (None, rules) => format!(", {}", counted(rules.unwrap_or(0), "rule")),
         };
         let name = findings.files.files.get(file).map_or("", |file| &file.name);
@@ -60,11 +60,14 @@ pub(super) fn write_text(
             None => writeln!(out, "{name}: {}", colored("refused", RED))?,
         }
     }
+    let refused = colored("refused", RED);
+    if !findings.is_set_right {
+        return writeln!(out, "the set is {refused}: nothing of it would be loaded");
+    }
     if !findings.refusals.is_empty() {
         return writeln!(
             out,
-            "the set is {}: nothing of it would be loaded",
-            colored("refused", RED)
+            "the filter's configuration is {refused}, so that names are not checked"
         );
     }
     if !findings.rules.is_empty() {
@@ -77,7 +80,7 @@ pub(super) fn write_text(
     if !findings.warnings.is_empty() {
         total.push_str(&format!("; {}", counted(findings.warnings.len(), "warning")));
         if options.deny_warnings {
-            total.push_str(&format!(", which is {}", colored("refused", RED)));
+            total.push_str(&format!(", which is {refused}"));
         }
     }
     writeln!(out, "{total}")

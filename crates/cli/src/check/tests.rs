@@ -852,10 +852,10 @@ fn a_filter_s_configuration_that_is_wrong_is_an_error() {
         Some("resource: {form: path}"),
         false,
         &expect![[r#"
-        filter:1:12: `resource.form` is an unknown field; did you mean `from`?
-        flow.yaml: ok
-        the set is refused: nothing of it would be loaded
-    "#]],
+            filter:1:12: `resource.form` is an unknown field; did you mean `from`?
+            flow.yaml: ok, 1 rule
+            the filter's configuration is refused, so that names are not checked
+        "#]],
     );
 }
 
@@ -972,6 +972,37 @@ fn machines_get_one_object() {
           "warnings": []
         }"#]],
     );
+    json(&[("flow.yaml", &flow), ("no.yaml", "[")], &expect![[r#"
+        {
+          "errors": [
+            {
+              "column": 1,
+              "document": null,
+              "field": null,
+              "file": "no.yaml",
+              "kind": null,
+              "line": 2,
+              "message": "while parsing a node, did not find expected node content",
+              "name": null,
+              "rule": null
+            }
+          ],
+          "files": [
+            {
+              "file": "flow.yaml",
+              "ok": true,
+              "rules": 0
+            },
+            {
+              "file": "no.yaml",
+              "ok": false,
+              "rules": 0
+            }
+          ],
+          "ok": false,
+          "rules": [],
+          "warnings": []
+        }"#]]);
     let many = format!("{HEAD}{}", "  - {resource: ''}\n".repeat(101));
     let folder = folder_of(&[("many.yaml", &many)]);
     let options = Options { json: true, ..Options::of(vec![folder.path().join("many.yaml")]) };

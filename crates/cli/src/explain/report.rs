@@ -94,6 +94,7 @@ fn table(asked: &[&Met], terminal: bool) -> Table {
         let Met { rule, counts, says, .. } = met;
         let shadow = rule.common().shadow;
         let says = match says {
+            Ok(Says::Passes) if shadow => "passes (shadow)".to_owned(),
             Ok(Says::Passes) => "passes".to_owned(),
             Ok(Says::Waits(span)) if shadow => format!("would wait {} (shadow)", waiting(*span)),
             Ok(Says::Waits(span)) => format!("waits {}", waiting(*span)),
