@@ -477,7 +477,7 @@ fn a_folder_is_its_rule_files() {
         ("a.yaml", "# nothing\n"),
     ]);
     fs::create_dir(folder.path().join("more.yaml")).unwrap();
-    let file = folder.path().join("b.yml");
+    let file = folder.path().join("more.yaml/../b.yml");
     // A file that is named twice is one file.
     let options = Options::of(vec![folder.path().to_owned(), file]);
     let (right, text) = said(folder.path(), &options);
@@ -681,6 +681,42 @@ fn a_default_for_what_a_pattern_takes_whole_is_warned_of() {
         "  - {resource: '*', threshold: 2}\n  - {resource: 'GET:.*', regex: true, threshold: 3}\n",
         None,
         &expect![[""]],
+    );
+}
+
+#[test]
+fn a_pattern_of_another_kind_takes_nothing_from_a_default() {
+    let text = format!(
+        "{HEAD}  - {{resource: '.*', regex: true, threshold: 3}}
+---
+{{apiVersion: datasource.sentinel.io/v1alpha1, kind: IsolationRules, spec: {{rules: [{{resource: '*', threshold: 2}}]}}}}
+"
+    );
+    let folder = folder_of(&[("a.yaml", &text)]);
+    let options =
+        Options { deny_warnings: true, ..Options::of(vec![folder.path().join("a.yaml")]) };
+    let (right, text) = said(folder.path(), &options);
+    assert!(right, "{text}");
+}
+
+#[test]
+fn a_name_that_one_of_several_filters_gives_is_right() {
+    let wasm = |from: &str| {
+        format!(
+            "{{'@type': x/envoy.extensions.filters.http.wasm.v3.Wasm, config: {{name: sentinel, configuration: {{value: {{resource: {{from: {from}}}}}}}}}}}"
+        )
+    };
+    let filters = format!("http_filters: [{}, {}]", wasm("method_path"), wasm("path"));
+    check_warnings(
+        "FlowRules",
+        "  - {resource: 'GET:/a', threshold: 1}
+  - {resource: /a, threshold: 1}
+  - {resource: a, threshold: 1}
+",
+        Some(&filters),
+        &expect![[r#"
+            warning: a.yaml:7:16: document 1 (FlowRules): rules[2] (a): `resource` is "a", but no filter of filter calls a request so: it must be METHOD:/path, such as "GET:/hello"
+        "#]],
     );
 }
 
@@ -972,7 +1008,9 @@ fn machines_get_one_object() {
           "warnings": []
         }"#]],
     );
-    json(&[("flow.yaml", &flow), ("no.yaml", "[")], &expect![[r#"
+    json(
+        &[("flow.yaml", &flow), ("no.yaml", "[")],
+        &expect![[r#"
         {
           "errors": [
             {
@@ -1002,7 +1040,8 @@ fn machines_get_one_object() {
           "ok": false,
           "rules": [],
           "warnings": []
-        }"#]]);
+        }"#]],
+    );
     let many = format!("{HEAD}{}", "  - {resource: ''}\n".repeat(101));
     let folder = folder_of(&[("many.yaml", &many)]);
     let options = Options { json: true, ..Options::of(vec![folder.path().join("many.yaml")]) };
