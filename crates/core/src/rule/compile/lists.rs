@@ -14,30 +14,25 @@ use crate::rule::{
 
 /// sentinel-golang's kind of lists that is called `name`.
 pub(super) fn kind(name: &str) -> Option<&'static Kind> {
-    kinds().find(|kind| kind.list == name)
+    KINDS.iter().find(|kind| !kind.list.is_empty() && kind.list == name)
 }
 
 /// The kind of `rules`, a document of `source`, or why it is not known and what would do.
 pub(super) fn kind_of(rules: &[Node], source: &Source<'_>) -> Result<&'static Kind, String> {
     if let Some(name) = source.list {
         return kind(name).ok_or_else(|| {
-            let names: Vec<&str> = kinds().map(|kind| kind.list).collect();
-            format!("a list of rules that is said to be `{name}`, but must be {}", one_of(&names))
+            let all = lists(&kinds(&|_| true));
+            format!("a list of rules that is said to be `{name}`, but must be {all}")
         });
     }
-    if let [kind] = kinds().filter(|kind| names(source.name, kind.list)).collect::<Vec<_>>()[..] {
+    if let [kind] = kinds(&|kind| names(source.name, kind.list))[..] {
         return Ok(kind);
     }
-    let fitting: Vec<&Kind> =
-        kinds().filter(|kind| rules.iter().all(|rule| tells(rule, kind))).collect();
-    if let [kind] = fitting[..] {
-        return Ok(kind);
-    }
-    let fitting: Vec<&str> = fitting.iter().map(|kind| kind.list).collect();
-    let why = if fitting.is_empty() {
-        String::from("of which no kind has all the fields")
-    } else {
-        format!("which could be {}", one_of(&fitting))
+    let fitting = kinds(&|kind| rules.iter().all(|rule| tells(rule, kind)));
+    let why = match fitting[..] {
+        [kind] => return Ok(kind),
+        [] => String::from("of which no kind has all the fields"),
+        _ => format!("which could be {}", lists(&fitting)),
     };
     Err(format!(
         "a list of rules, {why}: name the file after its kind, such as `flow.json`, or say `kind: flow` for the source; \
@@ -45,8 +40,20 @@ pub(super) fn kind_of(rules: &[Node], source: &Source<'_>) -> Result<&'static Ki
     ))
 }
 
-fn kinds() -> impl Iterator<Item = &'static Kind> {
-    KINDS.iter().filter(|kind| !kind.list.is_empty())
+/// Those of sentinel-golang's kinds of which `is_it` is true.
+fn kinds(is_it: &dyn Fn(&Kind) -> bool) -> Vec<&'static Kind> {
+    let mut kinds = Vec::new();
+    for kind in KINDS {
+        if !kind.list.is_empty() && is_it(kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds
+}
+
+/// What their lists are called.
+fn lists(kinds: &[&Kind]) -> String {
+    one_of(&kinds.iter().map(|kind| kind.list).collect::<Vec<_>>())
 }
 
 /// Whether one of the words of a file's name is that of a kind: `flow.json`, `hotspot-rules.json`, `FlowRules.json`.
