@@ -378,7 +378,7 @@ fn what_the_service_decides_is_shown_for_rules_without_a_ledger() {
 fn a_ledger_that_cannot_be_read_is_shown_as_that() {
     let rules = [json!({"id": "hello", "resource": "GET:/hello", "threshold": 100})];
     let mut proxy = Proxy::start(1, "FlowRules", &rules);
-    proxy.admitted(0, "GET:/hello", "").unwrap();
+    let _in_flight = proxy.admitted(0, "GET:/hello", "").unwrap();
 
     proxy.spoil(Key::Ledger(0), |bytes| bytes[0] = 77);
     let rule = proxy.rule();
@@ -404,7 +404,7 @@ fn a_ledger_that_cannot_be_read_is_shown_as_that() {
 fn a_ledger_of_a_rule_before_is_untouched_and_one_of_a_rule_to_come_superseded() {
     let rules = [json!({"id": "hello", "resource": "GET:/hello", "threshold": 100})];
     let mut proxy = Proxy::start(1, "FlowRules", &rules);
-    proxy.admitted(0, "GET:/hello", "").unwrap();
+    let _in_flight = proxy.admitted(0, "GET:/hello", "").unwrap();
     let generation = number(&proxy.rule(), "generation");
     let stamp = |proxy: &Proxy, generation: u64| {
         proxy.spoil(Key::Ledger(0), |bytes| {
@@ -443,7 +443,7 @@ fn a_service_that_has_died_is_shown_as_silent_and_the_rules_as_they_stand() {
     // The workers go on, the service does not.
     proxy.go_on(5_000);
     proxy.tick_workers();
-    proxy.admitted(1, "GET:/hello", "").unwrap();
+    let _in_flight = proxy.admitted(1, "GET:/hello", "").unwrap();
 
     let state = proxy.state();
     assert_eq!(state["service"]["alive"], json!(false));
