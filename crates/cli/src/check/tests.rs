@@ -329,7 +329,7 @@ fn a_file_that_is_no_document_is_refused_with_the_place() {
         &[("a.yaml", "a: [1\n"), ("b.yaml", "a: \u{1}")],
         false,
         &expect![[r#"
-            a.yaml:2:1: while parsing a flow sequence, expected ',' or ']'
+            a.yaml:2:1: the bracket of line 1, column 4 is not closed: close it, or indent what belongs to it
             b.yaml:1:4: the control character U+0001 may not stand here
             a.yaml: refused
             b.yaml: refused
@@ -961,86 +961,86 @@ fn machines_get_one_object() {
     json(
         &[("flow.yaml", &flow), ("wrong.yaml", &wrong), ("no.yaml", "[")],
         &expect![[r#"
-        {
-          "errors": [
             {
-              "column": 1,
-              "document": null,
-              "field": null,
-              "file": "no.yaml",
-              "kind": null,
-              "line": 2,
-              "message": "while parsing a node, did not find expected node content",
-              "name": null,
-              "rule": null
-            },
-            {
-              "column": 44,
-              "document": 1,
-              "field": "threshold",
-              "file": "wrong.yaml",
-              "kind": "FlowRules",
-              "line": 5,
-              "message": "`threshold` is -1, but must be 0 or more",
-              "name": "c",
-              "rule": 0
-            }
-          ],
-          "files": [
-            {
-              "file": "flow.yaml",
-              "ok": true,
-              "rules": 0
-            },
-            {
-              "file": "wrong.yaml",
+              "errors": [
+                {
+                  "column": 2,
+                  "document": null,
+                  "field": null,
+                  "file": "no.yaml",
+                  "kind": null,
+                  "line": 1,
+                  "message": "the bracket of line 1, column 1 is not closed: close it, or indent what belongs to it",
+                  "name": null,
+                  "rule": null
+                },
+                {
+                  "column": 44,
+                  "document": 1,
+                  "field": "threshold",
+                  "file": "wrong.yaml",
+                  "kind": "FlowRules",
+                  "line": 5,
+                  "message": "`threshold` is -1, but must be 0 or more",
+                  "name": "c",
+                  "rule": 0
+                }
+              ],
+              "files": [
+                {
+                  "file": "flow.yaml",
+                  "ok": true,
+                  "rules": 0
+                },
+                {
+                  "file": "wrong.yaml",
+                  "ok": false,
+                  "rules": 0
+                },
+                {
+                  "file": "no.yaml",
+                  "ok": false,
+                  "rules": 0
+                }
+              ],
               "ok": false,
-              "rules": 0
-            },
-            {
-              "file": "no.yaml",
-              "ok": false,
-              "rules": 0
-            }
-          ],
-          "ok": false,
-          "rules": [],
-          "warnings": []
-        }"#]],
+              "rules": [],
+              "warnings": []
+            }"#]],
     );
     json(
         &[("flow.yaml", &flow), ("no.yaml", "[")],
         &expect![[r#"
-        {
-          "errors": [
             {
-              "column": 1,
-              "document": null,
-              "field": null,
-              "file": "no.yaml",
-              "kind": null,
-              "line": 2,
-              "message": "while parsing a node, did not find expected node content",
-              "name": null,
-              "rule": null
-            }
-          ],
-          "files": [
-            {
-              "file": "flow.yaml",
-              "ok": true,
-              "rules": 0
-            },
-            {
-              "file": "no.yaml",
+              "errors": [
+                {
+                  "column": 2,
+                  "document": null,
+                  "field": null,
+                  "file": "no.yaml",
+                  "kind": null,
+                  "line": 1,
+                  "message": "the bracket of line 1, column 1 is not closed: close it, or indent what belongs to it",
+                  "name": null,
+                  "rule": null
+                }
+              ],
+              "files": [
+                {
+                  "file": "flow.yaml",
+                  "ok": true,
+                  "rules": 0
+                },
+                {
+                  "file": "no.yaml",
+                  "ok": false,
+                  "rules": 0
+                }
+              ],
               "ok": false,
-              "rules": 0
-            }
-          ],
-          "ok": false,
-          "rules": [],
-          "warnings": []
-        }"#]],
+              "rules": [],
+              "warnings": []
+            }"#]],
     );
     let many = format!("{HEAD}{}", "  - {resource: ''}\n".repeat(101));
     let folder = folder_of(&[("many.yaml", &many)]);
