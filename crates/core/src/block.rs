@@ -184,7 +184,103 @@ pub fn push_json_string(json: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
+    use crate::{
+        config::Settings,
+        rule::{
+            compile::rules_from_golang,
+            node::{Entry, Map, Node, Value},
+        },
+    };
+
+    /// A flow rule with a reply of its own.
+    fn rule(response: Vec<(&str, Value)>) -> Rule {
+        let map = |entries: Vec<(&str, Value)>| {
+            let entries = entries.into_iter().map(|(key, value)| Entry {
+                key: key.into(),
+                position: None,
+                value: Node::new(value),
+            });
+            Node::new(Value::Map(Map::from_entries(entries.collect()).unwrap()))
+        };
+        let rule = map(vec![
+            ("id", Value::String("hello".into())),
+            ("resource", Value::String("GET:/hello".into())),
+            ("response", map(response).value),
+        ]);
+        let list = Node::new(Value::List(vec![rule]));
+        rules_from_golang("flow", &list, &Settings::DEFAULT).unwrap().remove(0)
+    }
+
+    fn refused(rule: &Rule) -> Refused<'_> {
+        Refused {
+            resource: b"GET:/hello",
+            rule: Some(rule),
+            retry_after: Some("2"),
+            expose_rule: true,
+            is_grpc: false,
+        }
+    }
+
+    #[test]
+    fn a_reply_names_the_rule_and_the_next_chance() {
+        let rule = rule(vec![]);
+        let reply = Reply::new(BlockType::FlowControl, &refused(&rule));
+        let expected: [(&str, &[u8]); 4] = [
+            ("content-type", b"application/json"),
+            ("x-sentinel-block", b"FlowControl"),
+            ("x-sentinel-rule", b"hello"),
+            ("retry-after", b"2"),
+        ];
+        assert_eq!((reply.status, reply.headers), (429, expected.to_vec()));
+        assert!(reply.body.contains("GET:/hello"));
+        // Who must not see it sees neither rule nor resource.
+        let hidden = Refused { expose_rule: false, ..refused(&rule) };
+        let reply = Reply::new(BlockType::FlowControl, &hidden);
+        assert_eq!(reply.headers.len(), 3);
+        assert!(!reply.body.contains("hello"));
+    }
+
+    #[test]
+    fn a_rule_s_own_words_come_before_ours() {
+        let headers = Map::from_entries(vec![Entry {
+            key: "Retry-After".into(),
+            position: None,
+            value: Node::new(Value::String("60".into())),
+        }]);
+        let rule = rule(vec![
+            ("status", Value::Int(418)),
+            ("body", Value::String("later".into())),
+            ("headers", Value::Map(headers.unwrap())),
+        ]);
+        let reply = Reply::new(BlockType::FlowControl, &refused(&rule));
+        let expected: [(&str, &[u8]); 3] = [
+            ("x-sentinel-block", b"FlowControl"),
+            ("x-sentinel-rule", b"hello"),
+            ("retry-after", b"60"),
+        ];
+        assert_eq!((reply.status, reply.headers), (418, expected.to_vec()));
+        assert_eq!(reply.body, "later");
+        // A gRPC client gets a message and no body.
+        let grpc = Refused { is_grpc: true, ..refused(&rule) };
+        let reply = Reply::new(BlockType::FlowControl, &grpc);
+        assert_eq!(reply.body, "Blocked by Sentinel: FlowControl");
+    }
+
+    #[test]
+    fn grpc_is_told_as_envoy_tells_it() {
+        for (content_type, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            assert_eq!(is_grpc(content_type.as_bytes()), expected, "{content_type}");
+        }
+    }
 
     #[test]
     fn the_body_is_the_one_that_clients_rely_on() {
