@@ -55,10 +55,9 @@ impl BucketLedger {
         let left = self.tokens_at(now, threshold, terms);
         let Some(left) = left.checked_sub(batch) else {
             // Never before a whole duration has passed, and then one token after the other.
-            let missing = u128::from(batch.saturating_sub(self.tokens));
-            let needs =
-                (missing * u128::from(terms.duration.get())).div_ceil(u128::from(threshold));
-            let needs = Span::new(u64::try_from(needs).unwrap_or(u64::MAX));
+            let missing = batch.saturating_sub(self.tokens);
+            let (whole, has_rest) = portion(missing, terms.duration.get(), threshold);
+            let needs = Span::new(whole.saturating_add(u64::from(has_rest)));
             let refill = Span::new(terms.duration.get().saturating_add(1));
             return Taken::Refused { retry_at: Some(self.filled + needs.max(refill)) };
         };
@@ -107,15 +106,36 @@ impl BucketLedger {
         if !self.refills_at(now, terms) {
             return self.tokens;
         }
-        let passed = u128::from(now.since(self.filled).get());
-        let added = passed * u128::from(threshold) / u128::from(terms.duration.get().max(1));
-        let added = u64::try_from(added).unwrap_or(u64::MAX);
+        let passed = now.since(self.filled).get();
+        let (added, _) = portion(passed, threshold, terms.duration.get().max(1));
         self.tokens.saturating_add(added).min(most)
     }
 
     fn refills_at(&self, now: Nanos, terms: &BucketTerms) -> bool {
         self.filled == Nanos::default() || now.since(self.filled) > terms.duration
     }
+}
+
+/// `a` times `b` over `c`, which is not 0: the whole part, as far as it can be said, and whether there is a rest.
+///
+/// A product that is too large for 64 bits is rare, and divided bit by bit: a division of 128 bits takes 1 KB of code.
+fn portion(a: u64, b: u64, c: u64) -> (u64, bool) {
+    if let Some(product) = a.checked_mul(b) {
+        return (product / c, product % c != 0);
+    }
+    let mut product = u128::from(a) * u128::from(b);
+    let divisor = u128::from(c);
+    let (mut whole, mut rest) = (0_u128, 0_u128);
+    for _ in 0..u128::BITS {
+        rest = rest << 1 | product >> 127;
+        product <<= 1;
+        whole <<= 1;
+        if rest >= divisor {
+            rest -= divisor;
+            whole |= 1;
+        }
+    }
+    (u64::try_from(whole).unwrap_or(u64::MAX), rest != 0)
 }
 
 #[cfg(test)]
@@ -238,6 +258,15 @@ mod tests {
 
     proptest! {
         /// Tokens that are put back before anybody else came leave no trace, also in when the bucket is filled.
+        #[test]
+        fn a_portion_is_what_128_bits_say(a: u64, b: u64, c in 1..=u64::MAX, shift in 0u32..64) {
+            for (a, c) in [(a, c), (a >> shift, c), (a, (c >> shift).max(1))] {
+                let product = u128::from(a) * u128::from(b);
+                let whole = u64::try_from(product / u128::from(c)).unwrap_or(u64::MAX);
+                prop_assert_eq!(portion(a, b, c), (whole, product % u128::from(c) != 0));
+            }
+        }
+
         #[test]
         fn what_is_put_back_at_once_was_never_taken(
             threshold in 1u64..6, burst in 0u64..4,

@@ -157,15 +157,45 @@ impl fmt::Display for Position {
     }
 }
 
-/// The first characters of `text`, escaped so that it cannot forge another line of a log.
+/// The first characters of `text`, escaped so that it cannot forge another line of a log, nor look like another text.
+///
+/// Not by `char::escape_debug`, whose table of all that Unicode has not assigned is 4 KB of a module.
 pub(crate) fn shorten(text: &str) -> String {
     const CHARS_MAX: usize = 60;
 
-    let mut short: String = text.chars().take(CHARS_MAX).flat_map(char::escape_debug).collect();
-    if text.chars().nth(CHARS_MAX).is_some() {
+    let mut chars = text.chars();
+    let mut short = String::new();
+    for c in chars.by_ref().take(CHARS_MAX) {
+        match c {
+            '"' | '\\' => short.extend(['\\', c]),
+            '\n' => short.push_str("\\n"),
+            '\r' => short.push_str("\\r"),
+            '\t' => short.push_str("\\t"),
+            _ if is_unseen(c) => short.extend(c.escape_unicode()),
+            _ => short.push(c),
+        }
+    }
+    if chars.next().is_some() {
         short.push('…');
     }
     short
+}
+
+/// Whether `c` is a control character, turns the direction of the text around it, ends a line, or has no width.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e0fff}'
+        )
 }
 
 #[cfg(test)]
@@ -221,6 +251,9 @@ mod tests {
     fn described_text_is_short_and_stays_on_its_line() {
         let text = Node::new(Value::String("a\n\u{1b}[31m\"".to_string()));
         assert_eq!(text.describe(), r#""a\n\u{1b}[31m\"""#);
+        let hidden =
+            Node::new(Value::String("it's ÄÖ東京😀\u{202e}\u{200b}\\\u{2028}\t".to_string()));
+        assert_eq!(hidden.describe(), r#""it's ÄÖ東京😀\u{202e}\u{200b}\\\u{2028}\t""#);
         let long = Node::new(Value::String("ä".repeat(100)));
         assert_eq!(long.describe().chars().count(), 63);
     }
