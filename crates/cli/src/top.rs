@@ -260,7 +260,7 @@ fn use_of(rule: &Value) -> (f64, String, String) {
     let known = word(rule, "ledger");
     if known == "unreadable" || known == "superseded" {
         let problem = rule.get("error").and_then(Value::as_str);
-        let state = problem.map_or(known.clone(), |problem| format!("{known}: {problem}"));
+        let state = problem.map_or_else(|| known.clone(), |problem| format!("{known}: {problem}"));
         return (2.0, String::new(), state);
     }
     let field = |name| rule.get(name).and_then(Value::as_f64);

@@ -109,16 +109,24 @@ struct Asked {
 
 impl Asked {
     fn of(path: &[u8]) -> Result<Self, &'static str> {
-        let number = |name: &str, default: u32| match query_param(path, name) {
-            None => Ok(default),
-            Some(text) => {
-                let number = core::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
-                number.ok_or("`offset` and `limit` must be whole numbers")
-            }
+        let (offset, limit) = (number(path, "offset", 0), number(path, "limit", RULES_MAX));
+        let (Some(offset), Some(limit)) = (offset, limit) else {
+            return Err("`offset` and `limit` must be whole numbers");
         };
-        let (offset, limit) = (number("offset", 0)?, number("limit", RULES_MAX)?);
         Ok(Self { rule: query_param(path, "rule"), offset, limit: limit.clamp(1, RULES_MAX) })
     }
+}
+
+/// A whole number of the query; `None` if it is none.
+#[inline(never)]
+fn number(path: &[u8], name: &str, default: u32) -> Option<u32> {
+    let Some(text) = query_param(path, name) else { return Some(default) };
+    let digits = text.iter().map(|byte| byte.wrapping_sub(b'0'));
+    let number = digits.fold(Some(0_u32), |number, digit| {
+        let number = number?.saturating_mul(10).saturating_add(u32::from(digit));
+        (digit < 10).then_some(number)
+    });
+    number.filter(|_| !text.is_empty())
 }
 
 fn state<H: Host>(host: &mut H, worker: Option<&Worker>, asked: &Asked) -> Answer {
@@ -137,7 +145,7 @@ fn state<H: Host>(host: &mut H, worker: Option<&Worker>, asked: &Asked) -> Answe
         }
         None => look.json.null("answeredBy"),
     }
-    let rules = look.read(Key::Rules, |bytes| RuleSetReader::open(bytes.to_vec()));
+    let rules = look.read(Key::Rules, |found| RuleSetReader::open(core::mem::take(found)));
     let ttl_ms = match &rules {
         Ok(Some((header, _))) => header.settings.decisions_ttl_ms,
         Ok(None) | Err(_) => Settings::DEFAULT.decisions_ttl_ms,
@@ -192,10 +200,10 @@ impl<H: Host> Look<'_, H> {
     fn read<T>(
         &mut self,
         key: Key,
-        decode: impl FnOnce(&[u8]) -> Result<T, DecodeError>,
+        decode: impl FnOnce(&mut Vec<u8>) -> Result<T, DecodeError>,
     ) -> Result<Option<T>, Problem> {
         match self.host.load(key, &mut self.found) {
-            Ok(Some(_)) => decode(&self.found).map(Some).map_err(Problem::Bytes),
+            Ok(Some(_)) => decode(&mut self.found).map(Some).map_err(Problem::Bytes),
             Ok(None) => Ok(None),
             Err(_) => Err(Problem::Host),
         }
@@ -221,7 +229,7 @@ impl<H: Host> Look<'_, H> {
     }
 
     fn service(&mut self, ttl_ms: u32) {
-        match self.read(Key::Service, ServiceBeat::decode) {
+        match self.read(Key::Service, |found| ServiceBeat::decode(found)) {
             Ok(Some(beat)) => {
                 let age_ms = self.age_ms(beat.heartbeat_ns);
                 self.json.open("service", '{');
@@ -237,7 +245,7 @@ impl<H: Host> Look<'_, H> {
     }
 
     fn workers(&mut self) {
-        match self.read(Key::Workers, Workers::decode) {
+        match self.read(Key::Workers, |found| Workers::decode(found)) {
             Ok(workers) => {
                 self.json.open("workers", '[');
                 for slot in workers.iter().flat_map(|workers| &workers.slots) {
@@ -261,7 +269,7 @@ impl<H: Host> Look<'_, H> {
         self.json.number("version", header.version);
         self.json.number("rules", u64::from(header.rules));
         self.json.close('}');
-        let decisions = match self.read(Key::Decisions, Decisions::decode) {
+        let decisions = match self.read(Key::Decisions, |found| Decisions::decode(found)) {
             Ok(decisions) => decisions.unwrap_or_default(),
             Err(problem) => {
                 self.problem("decisions", problem);
@@ -389,15 +397,18 @@ impl<H: Host> Look<'_, H> {
     /// A rule with one ledger.
     fn single(&mut self, shown: &Shown<'_>, key: Key) {
         let keeps = shown.rule.keeps();
-        let Some((meeting, value)) = self.meet(shown, key) else { return };
-        let known = match value {
-            Some(Value::Single(ledger)) if ledger.keeps() == keeps => Some(ledger),
-            Some(_) | None => None,
+        let mut value = None;
+        let Some(meeting) = self.meet(shown, key, &mut value) else { return };
+        let mut new = Ledger::new(keeps);
+        let (known, ledger) = match &mut value {
+            Some(Value::Single(ledger)) if ledger.keeps() == keeps => ("read", Some(ledger)),
+            Some(_) | None => ("untouched", new.as_mut()),
         };
-        self.json.text("ledger", if known.is_some() { "read" } else { "untouched" });
+        self.json.text("ledger", known);
         self.json.number("version", meeting.stamp.version);
-        let Some(mut ledger) = known.or_else(|| Ledger::new(keeps)) else { return };
-        self.ledger(shown, &mut ledger, &meeting);
+        if let Some(ledger) = ledger {
+            self.ledger(shown, ledger, &meeting);
+        }
         let hold = self.worker.and_then(|worker| worker.hold_of(shown.stamp.generation));
         match (hold, &shown.terms) {
             (Some(Hold::Lease(lease)), Terms::Rate(terms)) => {
@@ -411,17 +422,24 @@ impl<H: Host> Look<'_, H> {
         }
     }
 
-    /// What stands under `key` for a rule, and how they meet. `None` if that cannot be said: then it is said why.
-    fn meet(&mut self, shown: &Shown<'_>, key: Key) -> Option<(Meeting, Option<Value>)> {
-        let found = match self.read(key, ledger::decode) {
-            Ok(found) => found,
+    /// Replaces `value` by what stands under `key` for a rule, and gives how they meet. `None` if that cannot be said: then
+    /// it is said why.
+    fn meet(&mut self, shown: &Shown<'_>, key: Key, value: &mut Option<Value>) -> Option<Meeting> {
+        *value = None;
+        let mut stamp = None;
+        match self.read(key, |found| ledger::decode(found)) {
+            Ok(Some((known, found))) => {
+                stamp = Some(known);
+                *value = Some(found);
+            }
+            Ok(None) => {}
             Err(problem) => {
                 self.json.text("ledger", "unreadable");
                 self.error(problem);
                 return None;
             }
-        };
-        let Some(mut meeting) = shown.stamp.meet(found.as_ref().map(|(stamp, _)| *stamp)) else {
+        }
+        let Some(mut meeting) = shown.stamp.meet(stamp) else {
             // Another rule of a newer set has the slot already.
             self.json.text("ledger", "superseded");
             return None;
@@ -429,8 +447,10 @@ impl<H: Host> Look<'_, H> {
         if is_adaptive(shown.rule) {
             meeting.stamp.threshold = shown.stamp.threshold;
         }
-        let value = found.map(|(_, value)| value).filter(|_| !meeting.anew);
-        Some((meeting, value))
+        if meeting.anew {
+            *value = None;
+        }
+        Some(meeting)
     }
 
     /// What a ledger says now.
@@ -522,12 +542,11 @@ impl<H: Host> Look<'_, H> {
         let read = sets.min(SETS_MAX);
         let mut values = 0_u64;
         let mut most: Vec<(u64, u128)> = Vec::new();
+        let mut value = None;
         for set in 0..read {
-            let Some((meeting, value)) = self.meet(shown, Key::Set(first.saturating_add(set)))
-            else {
-                return;
-            };
-            let Some(Value::Set(_, mut set)) = value else { continue };
+            let key = Key::Set(first.saturating_add(set));
+            let Some(meeting) = self.meet(shown, key, &mut value) else { return };
+            let Some(Value::Set(_, set)) = &mut value else { continue };
             for (hash, ledger) in &mut set.entries {
                 if shown.terms.is_idle(ledger, self.now) {
                     continue;
