@@ -136,7 +136,8 @@ fn line(text: &mut String, line: &str) {
 fn write_heads(document: &Value, traffic: Option<&Traffic>, text: &mut String) {
     let set = match document.get("ruleSet") {
         Some(set) if set.get("version").is_some() => {
-            format!("rule set {}, {} rules", number(set, "version"), number(set, "rules"))
+            let pending = if flag(set, "pending") { ", a source is still to come" } else { "" };
+            format!("rule set {}, {} rules{pending}", number(set, "version"), number(set, "rules"))
         }
         other => format!("no rule set{}", problem(other)),
     };

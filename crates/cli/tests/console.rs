@@ -14,6 +14,7 @@ use sentinel_cli::top::{Traffic, gather, render};
 use sentinel_core::{
     config::{FilterConfig, ServiceConfig},
     param::{Param, ParamValue, Request},
+    rule::Rule,
 };
 use sentinel_engine::{
     console::{RULES_MAX, answer},
@@ -22,7 +23,10 @@ use sentinel_engine::{
     worker::{Call, Entry, Outcome, Verdict, Worker},
 };
 use sentinel_sim::{host::SimHost, process::Process};
-use sentinel_wire::key::Key;
+use sentinel_wire::{
+    key::Key,
+    rules::{self, RuleSetHeader},
+};
 use serde_json::{Value, json};
 
 /// Half past nothing: a full second.
@@ -435,6 +439,22 @@ fn before_anything_has_been_written_there_is_an_answer_and_it_plants_nothing() {
 }
 
 #[test]
+fn a_set_that_waits_for_a_source_is_shown_as_pending() {
+    let process = process();
+    let mut rule_set = |pending: bool| {
+        let header = RuleSetHeader { version: 1, pending, ..RuleSetHeader::default() };
+        let bytes = rules::encode::<Rule>(&header, &[]).unwrap();
+        process.borrow_mut().shared_data.set("sentinel/rules", &bytes, 0).unwrap();
+        ask(&process, None, "/sentinel/state").1
+    };
+    let (waits, complete) = (rule_set(true), rule_set(false));
+    assert_eq!(waits["ruleSet"], json!({"version": 1, "rules": 0, "pending": true}));
+    assert_eq!(complete["ruleSet"]["pending"], json!(false));
+    assert!(render(&waits, None, 1).starts_with("rule set 1, 0 rules, a source is still to come;"));
+    assert!(render(&complete, None, 1).starts_with("rule set 1, 0 rules;"));
+}
+
+#[test]
 fn a_service_that_has_died_is_shown_as_silent_and_the_rules_as_they_stand() {
     let rules = [json!({"id": "hello", "resource": "GET:/hello", "threshold": 100})];
     let mut proxy = Proxy::start(2, "FlowRules", &rules);
@@ -602,7 +622,30 @@ fn the_console_is_off_unless_a_path_switches_it_on() {
     ] {
         writeln!(said, "{text}\n  {}", config(text)).unwrap();
     }
-    expect![[""]].assert_eq(&said);
+    expect![[r#"
+        {}
+          None
+        console: {path: /sentinel}
+          Some("/sentinel")
+        console: {path: /a/b}
+          Some("/a/b")
+        console: {}
+          configuration:1:10: `console.path` is missing
+        console: true
+          configuration:1:10: `console` is true, but must be a map
+        console: {path: sentinel}
+          configuration:1:17: `console.path` is "sentinel", but must be a path such as /sentinel, without a slash at its end
+        console: {path: /}
+          configuration:1:17: `console.path` is "/", but must be a path such as /sentinel, without a slash at its end
+        console: {path: /sentinel/}
+          configuration:1:17: `console.path` is "/sentinel/", but must be a path such as /sentinel, without a slash at its end
+        console: {path: '/sentinel?x'}
+          configuration:1:17: `console.path` is "/sentinel?x", but must be a path such as /sentinel, without a slash at its end
+        console: {path: '/a b'}
+          configuration:1:17: `console.path` is "/a b", but must be a path such as /sentinel, without a slash at its end
+        console: {path: /sentinel, port: 1}
+          configuration:1:28: `console.port` is an unknown field
+    "#]].assert_eq(&said);
 }
 
 #[test]

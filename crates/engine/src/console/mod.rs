@@ -268,6 +268,7 @@ impl<H: Host> Look<'_, H> {
         self.json.open("ruleSet", '{');
         self.json.number("version", header.version);
         self.json.number("rules", u64::from(header.rules));
+        self.json.flag("pending", header.pending);
         self.json.close('}');
         let decisions = match self.read(Key::Decisions, |found| Decisions::decode(found)) {
             Ok(decisions) => decisions.unwrap_or_default(),
