@@ -3,9 +3,9 @@
 //! A pattern matches a whole name or nothing. What a client sends is bytes; those that are not UTF-8 match no
 //! regular expression.
 
-use alloc::{format, string::String};
+use alloc::{format, string::String, vec::Vec};
 
-use crate::regex::Regex;
+use crate::{order::sort_by, regex::Regex};
 
 /// The longest pattern, in bytes; a longer one is refused.
 pub const PATTERN_BYTES_MAX: usize = 256;
@@ -33,6 +33,132 @@ impl Pattern {
     /// Whether all of `name` matches.
     pub fn matches(&self, name: &[u8]) -> bool {
         core::str::from_utf8(name).is_ok_and(|name| self.regex.matches(name))
+    }
+}
+
+/// Patterns, found by what a name begins with.
+///
+/// Most patterns begin with plain characters, their *prefix*, and only names that begin with it can match. They stand
+/// in the order of their prefixes, each with a way up to the nearest one whose prefix its own begins with. So all that
+/// a name can match stand on one way up, and the longest way says how many patterns a name is tried against at most.
+/// A pattern without a prefix stands on all of them.
+#[derive(Debug, Default)]
+pub struct Patterns {
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    pattern: Pattern,
+    /// What it was added as.
+    whose: u32,
+    /// The next one on the way up.
+    above: Option<usize>,
+    /// What the way up from here comes to.
+    way: Way,
+}
+
+/// What a name is tried against at most, on one way up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// Patterns.
+    pub patterns: usize,
+    /// Their steps, each of which is gone through at most once for each character of the name.
+    pub steps: usize,
+}
+
+impl Patterns {
+    /// Adds a pattern, which is found once [`Patterns::link`] has been called.
+    pub fn add(&mut self, whose: u32, pattern: Pattern) {
+        self.entries.push(Entry { pattern, whose, above: None, way: Way::default() });
+    }
+
+    /// Makes what was added ready to be found.
+    pub fn link(&mut self) {
+        sort_by(&mut self.entries, |a, b| a.prefix().cmp(b.prefix()));
+        for place in 0..self.entries.len() {
+            let Some(entry) = self.entries.get(place) else { break };
+            let above = self.on_way(place.checked_sub(1), entry.prefix());
+            let mut way = self.at(above).map_or_else(Way::default, |above| above.way);
+            way.patterns += 1;
+            way.steps += entry.pattern.regex.steps();
+            if let Some(entry) = self.entries.get_mut(place) {
+                (entry.above, entry.way) = (above, way);
+            }
+        }
+    }
+
+    /// Forgets all but the first `length`.
+    pub fn truncate(&mut self, length: usize) {
+        self.entries.truncate(length);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many bytes they take in a module, at most.
+    pub fn bytes(&self) -> usize {
+        const ENTRY: usize = 64;
+        self.entries.iter().map(|entry| ENTRY + entry.pattern.regex.bytes()).sum()
+    }
+
+    /// The ways up from each prefix.
+    pub fn ways(&self) -> impl Iterator<Item = (&str, Way)> {
+        self.entries.iter().map(|entry| (entry.pattern.regex.prefix(), entry.way))
+    }
+
+    /// Whether there is any that `name` has to be tried against.
+    pub fn may_match(&self, name: &[u8]) -> bool {
+        self.first(name).is_some()
+    }
+
+    /// Puts those that match all of `name` into `found`, by what they were added as, and says how many were tried.
+    pub fn matching(&self, name: &[u8], found: &mut Vec<u32>) -> usize {
+        let mut tried = 0;
+        let mut place = self.first(name);
+        while let Some(entry) = self.at(place) {
+            tried += 1;
+            if entry.pattern.matches(name) {
+                found.push(entry.whose);
+            }
+            place = entry.above;
+        }
+        tried
+    }
+
+    /// Where the way up begins for `name`.
+    fn first(&self, name: &[u8]) -> Option<usize> {
+        // What `name` begins with comes before it, and between the two is nothing that does not begin with the same.
+        let after = self.entries.partition_point(|entry| entry.prefix() <= name);
+        self.on_way(after.checked_sub(1), name)
+    }
+
+    /// The first on the way up from `place` whose prefix `name` begins with.
+    fn on_way(&self, mut place: Option<usize>, name: &[u8]) -> Option<usize> {
+        while let Some(entry) = self.at(place) {
+            if name.starts_with(entry.prefix()) {
+                break;
+            }
+            place = entry.above;
+        }
+        place
+    }
+
+    fn at(&self, place: Option<usize>) -> Option<&Entry> {
+        self.entries.get(place?)
+    }
+}
+
+impl Entry {
+    fn prefix(&self) -> &[u8] {
+        self.pattern.regex.prefix().as_bytes()
     }
 }
 
@@ -130,7 +256,7 @@ fn segment_matches(pattern: &[u8], segment: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use alloc::{string::ToString as _, vec::Vec};
+    use alloc::{string::ToString as _, vec, vec::Vec};
 
     use proptest::prelude::*;
 
@@ -241,6 +367,48 @@ mod tests {
         assert!(!ant_matches((stars + "b").as_bytes(), segment.as_bytes()));
     }
 
+    fn patterns_of(texts: &[&str]) -> Patterns {
+        let mut patterns = Patterns::default();
+        for (whose, text) in (0..).zip(texts) {
+            patterns.add(whose, Pattern::new(text).unwrap());
+        }
+        patterns.link();
+        patterns
+    }
+
+    #[test]
+    fn a_name_is_tried_against_those_whose_prefix_it_begins_with() {
+        let patterns = patterns_of(&["a/b/[0-9]+", "a/c.*", ".*z", "a/.*", "b", "a/b/.*"]);
+        for (name, tried, matching) in [
+            ("a/b/7", 4, vec![0, 3, 5]),
+            ("a/b/z", 4, vec![2, 3, 5]),
+            ("a/cz", 3, vec![1, 2, 3]),
+            ("a/", 2, vec![3]),
+            ("b", 2, vec![4]),
+            ("bz", 2, vec![2]),
+            ("", 1, vec![]),
+            ("~", 1, vec![]),
+        ] {
+            let mut found = Vec::new();
+            assert_eq!(patterns.matching(name.as_bytes(), &mut found), tried, "{name}");
+            found.sort_unstable();
+            assert_eq!(found, matching, "{name}");
+        }
+        let most = patterns.ways().map(|(_, way)| way.patterns).max();
+        assert_eq!((most, patterns.len()), (Some(4), 6));
+        assert!(!patterns_of(&["a.*", "b.*"]).may_match(b"c"));
+    }
+
+    #[test]
+    fn five_thousand_patterns_with_prefixes_of_their_own_are_tried_one_at_a_name() {
+        let texts: Vec<_> = (0..5_000).map(|n| format!("GET:/service-{n}/users/[0-9]+")).collect();
+        let patterns = patterns_of(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+        let tried = |name: &str| patterns.matching(name.as_bytes(), &mut Vec::new());
+        assert_eq!(tried("GET:/service-4711/users/42"), 1);
+        assert_eq!(tried("GET:/service-4711/orders/42"), 0);
+        assert!(patterns.bytes() < 1024 * 1024, "{} bytes", patterns.bytes());
+    }
+
     /// The same by trying everything.
     fn naive(pattern: &[&str], path: &[&str]) -> bool {
         match (pattern, path) {
@@ -281,6 +449,25 @@ mod tests {
             prop_assume!(!path.is_empty() && !pattern.is_empty());
             let rooted = ("/".to_string() + &text, "/".to_string() + &of);
             prop_assert_eq!(ant_matches(rooted.0.as_bytes(), rooted.1.as_bytes()), expected);
+        }
+
+        #[test]
+        fn what_is_found_is_what_matches(
+            texts in prop::collection::vec("\\^?[ab]{0,4}([ab][+?*]|\\(a\\|b\\)|\\.\\*|\\(ab\\)\\+)?[ab]{0,2}", 0..20),
+            name in "[ab]{0,7}",
+        ) {
+            let all: Vec<&str> = texts.iter().map(String::as_str).collect();
+            let patterns = patterns_of(&all);
+            let mut found = Vec::new();
+            let tried = patterns.matching(name.as_bytes(), &mut found);
+            found.sort_unstable();
+            let matches = |text: &&str| {
+                let whole = format!("\\A(?:{text})\\z");
+                regex_lite::Regex::new(&whole).unwrap().is_match(&name)
+            };
+            let expected: Vec<u32> = (0..).zip(&all).filter(|(_, text)| matches(text)).map(|(whose, _)| whose).collect();
+            prop_assert_eq!(found, expected);
+            prop_assert!(tried <= patterns.ways().map(|(_, way)| way.patterns).max().unwrap_or(0));
         }
 
         #[test]

@@ -1,18 +1,22 @@
 //! Regular expressions that match a whole text or nothing, in linear time.
 //!
-//! A pattern becomes a program of small steps, and matching goes through the text once with the set of all steps that
-//! the program may stand at: at most |program| × |text| of them, whatever the pattern. Nobody here asks where a match
+//! A pattern becomes what every text that it matches begins with, and behind that a program of small steps. Matching
+//! goes through the text once with the set of all steps that the program may stand at: at most |program| × |text| of
+//! them, whatever the pattern. Nobody here asks where a match
 //! begins or which part a group has, and without that an engine is a quarter of the smallest ready-made one, which was
 //! 30 KB of each module. Its syntax is a subset of `regex-lite`'s with the same meaning (tests hold it against that): all of it
 //! but the flags `x` and `R`, and the beginnings and ends of words. What is not supported, such as look-around, is refused.
 
-use alloc::{rc::Rc, string::String, vec, vec::Vec};
+use alloc::{boxed::Box, rc::Rc, string::String, vec, vec::Vec};
 use core::{iter::Peekable, str::Chars};
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
 pub(crate) struct Regex {
-    program: Vec<Step>,
+    /// What every text that matches begins with.
+    prefix: Box<str>,
+    /// What follows.
+    program: Box<[Step]>,
 }
 
 /// The most steps of a program, and so the most work for a character.
@@ -78,16 +82,62 @@ impl Regex {
             None => Ok(()),
         });
         match parsed {
-            Ok(()) => Ok(Self { program: parser.program }),
+            Ok(()) => Ok(Self::of(parser.program)),
             Err(problem) => Err(problem.into()),
         }
     }
 
+    /// Takes the plain characters off that the program begins with, up to where a repetition comes back to.
+    fn of(program: Vec<Step>) -> Self {
+        let comes_back_to = |(place, step): (usize, &Step)| match step {
+            Step::Fork(_, there) | Step::Jump(there) if *there < 0 => {
+                place.checked_add_signed(*there)
+            }
+            Step::One(_) | Step::Set(_) | Step::Fork(..) | Step::Jump(_) | Step::Look(_) => None,
+        };
+        let first = program.iter().enumerate().filter_map(comes_back_to).min();
+        let mut prefix = String::new();
+        let mut length = 0;
+        for step in program.iter().take(first.unwrap_or(program.len())) {
+            match step {
+                Step::One(character) => prefix.push(*character),
+                Step::Look(Look::Start) if prefix.is_empty() => {}
+                Step::Set(_) | Step::Fork(..) | Step::Jump(_) | Step::Look(_) => break,
+            }
+            length += 1;
+        }
+        Self { prefix: prefix.into(), program: program.into_iter().skip(length).collect() }
+    }
+
+    /// What every text that matches begins with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// How many steps there are behind the prefix.
+    pub(crate) fn steps(&self) -> usize {
+        self.program.len()
+    }
+
+    /// How many bytes the pattern takes in a module, at most.
+    pub(crate) fn bytes(&self) -> usize {
+        const STEP: usize = 12;
+        const SET: usize = 48;
+        const RANGE: usize = 8;
+
+        let of_step = |step: &Step| match step {
+            Step::Set(set) => STEP + SET + RANGE * set.ranges.len(),
+            Step::One(_) | Step::Fork(..) | Step::Jump(_) | Step::Look(_) => STEP,
+        };
+        self.prefix.len() + self.program.iter().map(of_step).sum::<usize>()
+    }
+
     /// Whether all of `text` matches.
     pub(crate) fn matches(&self, text: &str) -> bool {
+        let Some(text) = text.strip_prefix(&*self.prefix) else { return false };
         let mut here = Places::new(self.program.len());
         let mut next = Places::new(self.program.len());
-        let mut before = None;
+        let mut before = self.prefix.chars().next_back();
         let mut rest = text.chars();
         let mut character = rest.next();
         here.reach(&self.program, 0, (before, character));
@@ -615,6 +665,27 @@ mod tests {
         for text in texts {
             let ours = Regex::new(pattern).map(|regex| regex.matches(text));
             assert_eq!(ours.ok(), theirs(pattern, text), "{pattern} and {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_what_every_text_that_matches_begins_with() {
+        for (pattern, prefix, steps) in [
+            ("GET:/a/[0-9]+", "GET:/a/", 2),
+            ("^GET:/a\\.b$", "GET:/a.b", 1),
+            ("GET:/ab?", "GET:/a", 2),
+            ("GET:/ab+", "GET:/a", 2),
+            ("GET:/(ab)+", "GET:/", 3),
+            ("GET:/a{3}", "GET:/aaa", 0),
+            ("GET:/(a|b)", "GET:/", 4),
+            ("a|b", "", 4),
+            ("(?i)a", "", 1),
+            ("(?i:a)b", "", 2),
+            ("(^a)*", "", 4),
+            (".*", "", 3),
+        ] {
+            let regex = Regex::new(pattern).unwrap();
+            assert_eq!((regex.prefix(), regex.steps()), (prefix, steps), "{pattern}");
         }
     }
 

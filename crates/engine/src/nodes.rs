@@ -7,6 +7,7 @@
 use alloc::{rc::Rc, string::ToString as _, vec::Vec};
 
 use sentinel_core::{
+    order::order_of,
     rule::{INBOUND, Target},
     stat::{MetricBucket, RT_CLASSES, Tally as _, class_of},
 };
@@ -14,7 +15,7 @@ use sentinel_wire::frame::{BreakerCounts, FRAME_ENTRIES_MAX, FrameEntry};
 
 use crate::{
     host::{Meter, MetricKind},
-    rulebook::RuleBook,
+    rulebook::{NEW_NODE, RuleBook},
     telemetry::{Metric, OTHER, Total, of_resource},
 };
 
@@ -38,6 +39,8 @@ pub(crate) struct Nodes {
     /// Nodes whose resource the rule set no longer names.
     retired: Vec<u32>,
     free: Vec<u32>,
+    /// Whether the service evaluates any rule by these counts.
+    is_watching: bool,
     /// The proxy's totals.
     proxy: Series,
     proxy_block: Total,
@@ -92,6 +95,7 @@ impl Nodes {
             unacknowledged: Vec::new(),
             retired: Vec::new(),
             free: Vec::new(),
+            is_watching: false,
             proxy: Series::default(),
             proxy_block: Total::default(),
             proxy_totals: MetricBucket::default(),
@@ -112,6 +116,12 @@ impl Nodes {
             }
         }
         let mut retired = core::mem::take(&mut self.retired);
+        // Those that retired before, by the hash of their names.
+        let hash =
+            |at: usize| retired.get(at).and_then(|index| self.node(*index)).map(|node| node.hash);
+        let by_hash = order_of(retired.len(), &|a, b| hash(a).cmp(&hash(b)));
+        let before: Vec<u32> = by_hash.iter().filter_map(|&at| retired.get(at).copied()).collect();
+        self.is_watching = false;
         for resource in &old.resources {
             if resource.node != OTHER_NODE {
                 retired.push(resource.node);
@@ -121,7 +131,9 @@ impl Nodes {
             if let Some(node) = self.node_mut(index) {
                 node.retired = true;
                 // What they point to is another rule in the new book.
-                node.breakers = Rc::from([]);
+                if !node.breakers.is_empty() {
+                    node.breakers = Rc::from([]);
+                }
                 node.is_watched = false;
             }
         }
@@ -142,17 +154,24 @@ impl Nodes {
             }
             resource.node = if *resource.name == *OTHER {
                 OTHER_NODE
-            } else if let Some(same) = old.find(resource.hash, resource.name.as_bytes()) {
-                same.node
+            } else if resource.node != NEW_NODE {
+                resource.node
             } else {
                 // A resource that comes back before its last request has ended goes on counting.
-                let is_it = |node: &Node| node.hash == resource.hash && node.name == resource.name;
-                let waiting =
-                    retired.iter().copied().find(|index| self.node(*index).is_some_and(is_it));
-                waiting.unwrap_or_else(|| {
+                let node = |index: &u32| self.node(*index);
+                let first = before.partition_point(|index| {
+                    node(index).is_some_and(|node| node.hash < resource.hash)
+                });
+                let same = before.get(first..).unwrap_or_default().iter().copied();
+                let mut same = same.map_while(|index| {
+                    Some(index).zip(node(&index).filter(|node| node.hash == resource.hash))
+                });
+                let waiting = same.find(|(_, node)| node.name == resource.name);
+                waiting.map(|(index, _)| index).unwrap_or_else(|| {
                     self.insert(Node::new(Rc::clone(&resource.name), resource.hash, has_series))
                 })
             };
+            self.is_watching |= resource.is_watched;
             if let Some(node) = self.node_mut(resource.node) {
                 node.retired = false;
                 node.has_series = has_series || resource.node == OTHER_NODE;
@@ -313,7 +332,8 @@ impl Nodes {
 
     /// Whether something has changed that the service evaluates a rule by.
     pub(crate) fn has_news_for_service(&self) -> bool {
-        self.unacknowledged.iter().any(|index| self.node(*index).is_some_and(Node::is_news))
+        self.is_watching
+            && self.unacknowledged.iter().any(|index| self.node(*index).is_some_and(Node::is_news))
     }
 
     /// Whether the service does not know everything yet.

@@ -57,6 +57,8 @@ pub(crate) struct RuleState {
     pub(crate) peeked: u64,
     /// Whether the rule is on the list of those that a tick looks at.
     pub(crate) active: bool,
+    /// Whether the rule is on the list of those whose permits this worker holds.
+    pub(crate) is_holding: bool,
     /// Requests refused, and those that a shadow rule would have refused.
     pub(crate) blocked: u64,
     /// How much of `blocked` Envoy has been told.
@@ -194,16 +196,17 @@ impl RuleState {
             refused_at: None,
             peeked: 0,
             active: false,
+            is_holding: false,
             blocked: 0,
             total: Total::default(),
             has_series: true,
         }
     }
 
-    /// Keeps what the same rule of an older set held and counted.
-    pub(crate) fn go_on_from(&mut self, old: Self) {
+    /// Takes over what the same rule of an older set held and counted.
+    pub(crate) fn go_on_from(&mut self, old: &mut Self) {
         self.decide(old.decision);
-        self.hold = old.hold;
+        self.hold = core::mem::replace(&mut old.hold, Hold::Nothing);
         if self.stamp.threshold != old.stamp.threshold {
             self.forget_refusal();
         }
@@ -212,7 +215,7 @@ impl RuleState {
             && self.rule.block_type() == old.rule.block_type()
         {
             self.blocked = old.blocked;
-            self.total = old.total;
+            self.total = core::mem::take(&mut old.total);
         }
     }
 
@@ -267,6 +270,11 @@ impl RuleState {
     /// Whether the rule comes before `other` in the order of checks.
     pub(crate) fn is_checked_before(&self, other: &Self) -> bool {
         (self.rule.rank(), self.rule.id()) < (other.rule.rank(), other.rule.id())
+    }
+
+    /// Whether this worker holds permits of the rule, or owes some.
+    pub(crate) fn holds_permits(&self) -> bool {
+        matches!(&self.hold, Hold::Permits(permits) if permits.held() > 0 || permits.owed() > 0)
     }
 
     /// Whether a tick has anything to do for this rule.

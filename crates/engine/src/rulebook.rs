@@ -9,7 +9,8 @@ use alloc::{boxed::Box, rc::Rc, string::String, vec::Vec};
 use hashbrown::HashTable;
 use sentinel_core::{
     config::Settings,
-    pattern::Pattern,
+    order::sort_by,
+    pattern::{Pattern, Patterns},
     rule::{INBOUND, LimitApp, Rule, Target},
 };
 use sentinel_wire::{
@@ -19,12 +20,10 @@ use sentinel_wire::{
 
 use crate::{clock::Clock, group::Group, rule_state::RuleState};
 
-/// How many rules are compiled in one slice of a tick, well under the 2 ms that a tick may take for it: ten
-/// thousand took a worker in Envoy 6 ms in all, the indexing at the end included, which is one piece.
+/// How many rules are compiled in one slice of a tick, well under the 2 ms that a tick may take for it.
 const SLICE_RULES: usize = 500;
 
-/// How many names that no rule writes out are remembered with the rules that they match. When there are more, all
-/// are forgotten and found out anew: 256 patterns take some tens of microseconds.
+/// How many names that no rule writes out are remembered with the rules that they match: those asked for last.
 const MATCHED_MAX: usize = 4_096;
 
 /// The rule set in force.
@@ -47,16 +46,20 @@ pub(crate) struct RuleBook {
     /// Rules that the service decides something for.
     pub(crate) decided: Vec<u32>,
     by_name: HashTable<u32>,
-    /// By generation, ascending.
-    by_generation: Vec<(u64, u32)>,
+    by_generation: HashTable<u32>,
     /// Rules that apply to whatever is inbound.
     pub(crate) everywhere: Vec<u32>,
     /// Rules whose resource is a pattern.
-    patterns: Vec<(u32, Pattern)>,
+    patterns: Patterns,
     /// Rules for what no other rule of their kind names.
     defaults: Vec<u32>,
-    /// Names that no rule writes out.
+    /// The rules of a name that no rule writes out and no pattern can match.
+    unmatched: Rc<[u32]>,
+    /// Names that no rule writes out, and that had to be tried against patterns.
     matched: HashTable<Matched>,
+    /// Those that were asked for before: a name that is asked for again comes back from here, so that a client which
+    /// makes up new ones cannot make the others be found out anew.
+    matched_before: HashTable<Matched>,
 }
 
 /// A resource that has a name of its own.
@@ -98,13 +101,21 @@ struct Matched {
     rules: Rc<[u32]>,
 }
 
-/// A rule set that is being compiled.
+/// A rule set that is being compiled, beside the one in force.
 #[derive(Debug)]
 pub(crate) struct Upcoming {
     header: RuleSetHeader,
     reader: RuleSetReader,
-    rules: Vec<RuleState>,
+    book: RuleBook,
+    /// Where in the set in force the rules are that these go on from.
+    goes_on_from: Vec<Option<u32>>,
+    /// How many of the metrics configuration's resources are in the book.
+    named: usize,
+    is_linked: bool,
 }
+
+/// The node of a resource that the set in force does not have.
+pub(crate) const NEW_NODE: u32 = u32::MAX;
 
 impl RuleBook {
     /// The rules and counters of a resource.
@@ -112,12 +123,7 @@ impl RuleBook {
         if let Some(place) = self.place_of(hash, name) {
             return self.applying_at(place);
         }
-        let rules = if self.patterns.is_empty() && self.defaults.is_empty() {
-            self.everywhere.as_slice().into()
-        } else {
-            self.matching(hash, name)
-        };
-        Applying { rules, node: 0, needs_status: false }
+        Applying { rules: self.matching(hash, name), node: 0, needs_status: false }
     }
 
     /// The resource of this name, if it has rules or series of its own.
@@ -137,9 +143,8 @@ impl RuleBook {
 
     /// The place of the rule with this generation.
     pub(crate) fn index_of(&self, generation: u64) -> Option<u32> {
-        let place =
-            self.by_generation.binary_search_by(|(known, _)| known.cmp(&generation)).ok()?;
-        self.by_generation.get(place).map(|(_, index)| *index)
+        let is_it = |index: &u32| generation_of(&self.rules, *index) == generation;
+        self.by_generation.find(spread(generation), is_it).copied()
     }
 
     fn place_of(&self, hash: u64, name: &[u8]) -> Option<usize> {
@@ -171,16 +176,24 @@ impl RuleBook {
         Applying { rules, node, needs_status }
     }
 
+    /// The rules of a name that no rule writes out.
     fn matching(&mut self, hash: u64, name: &[u8]) -> Rc<[u32]> {
         let is_it = |matched: &Matched| *matched.name == *name;
         if let Some(matched) = self.matched.find(hash, is_it) {
             return Rc::clone(&matched.rules);
         }
-        let rules = self.resolve(name, Vec::new());
-        if self.matched.len() >= MATCHED_MAX {
-            self.matched.clear();
+        let matched = match self.matched_before.find_entry(hash, is_it) {
+            Ok(before) => before.remove().0,
+            // What counts under `other`, or has no name, is a resource like any other; all together is none.
+            Err(_) if !self.patterns.may_match(name) && name != INBOUND.as_bytes() => {
+                return Rc::clone(&self.unmatched);
+            }
+            Err(_) => Matched { hash, name: name.into(), rules: self.resolve(name, Vec::new()) },
+        };
+        if self.matched.len() >= MATCHED_MAX / 2 {
+            self.matched_before = core::mem::take(&mut self.matched);
         }
-        let matched = Matched { hash, name: name.into(), rules: Rc::clone(&rules) };
+        let rules = Rc::clone(&matched.rules);
         self.matched.insert_unique(hash, matched, |matched| matched.hash);
         rules
     }
@@ -188,13 +201,11 @@ impl RuleBook {
     /// All rules of a name: those that write it out (`rules`), those whose pattern it matches, the defaults of
     /// each kind that has neither, and those for whatever is inbound.
     fn resolve(&self, name: &[u8], mut rules: Vec<u32>) -> Rc<[u32]> {
-        let matching = self.patterns.iter().filter(|(_, pattern)| pattern.matches(name));
-        rules.extend(matching.map(|(index, _)| *index));
+        self.patterns.matching(name, &mut rules);
         let rank = |index: u32| self.rule(index).map(|state| state.rule.rank());
         let named = rules.len();
         for &default in &self.defaults {
             let is_named = rules.iter().take(named).any(|&index| rank(index) == rank(default));
-            // What counts under `other`, or has no name, is a resource like any other.
             if !is_named && name != INBOUND.as_bytes() {
                 rules.push(default);
             }
@@ -204,23 +215,27 @@ impl RuleBook {
         rules.into()
     }
 
-    /// The place of a resource, which is added if it is new.
-    fn add_resource(&mut self, clock: &Clock, name: &str) -> Option<&mut Resource> {
+    /// The place of a resource, which is added if it is new. One that `old` has keeps its node.
+    fn add_resource(&mut self, clock: &Clock, old: &Self, name: &str) -> Option<&mut Resource> {
         let hash = clock.hash(name.as_bytes());
         let place = match self.place_of(hash, name.as_bytes()) {
             Some(place) => place,
             None => {
                 let place = self.resources.len();
                 let entry = u32::try_from(place).ok()?;
+                let (name, node) = match old.find(hash, name.as_bytes()) {
+                    Some(same) => (Rc::clone(&same.name), same.node),
+                    None => (name.into(), NEW_NODE),
+                };
                 self.resources.push(Resource {
-                    name: name.into(),
+                    name,
                     hash,
                     exact: Vec::new(),
                     rules: None,
-                    breakers: Rc::from([]),
+                    breakers: Rc::clone(&self.unmatched),
                     needs_status: false,
                     is_watched: false,
-                    node: 0,
+                    node,
                 });
                 let resources = &self.resources;
                 let hash_of = |index: &u32| {
@@ -234,8 +249,15 @@ impl RuleBook {
         self.resources.get_mut(place)
     }
 
-    /// Puts rule `index` where requests will find it.
-    fn index(&mut self, clock: &Clock, index: u32, rule: &Rule) {
+    /// Adds a rule behind all others, where requests will find it.
+    fn add(&mut self, clock: &Clock, old: &Self, state: RuleState) {
+        let Ok(index) = u32::try_from(self.rules.len()) else { return };
+        let rule = Rc::clone(&state.rule);
+        let generation = state.stamp.generation;
+        self.rules.push(state);
+        let rules = &self.rules;
+        let hash_of = |index: &u32| spread(generation_of(rules, *index));
+        self.by_generation.insert_unique(spread(generation), index, hash_of);
         if rule.needs_service() {
             self.decided.push(index);
         }
@@ -243,15 +265,15 @@ impl RuleBook {
             None => {
                 self.everywhere.push(index);
                 if rule.needs_service()
-                    && let Some(resource) = self.add_resource(clock, INBOUND)
+                    && let Some(resource) = self.add_resource(clock, old, INBOUND)
                 {
                     resource.is_watched = true;
                 }
             }
             Some(Target::Resource(name)) => {
-                if let Some(resource) = self.add_resource(clock, name) {
+                if let Some(resource) = self.add_resource(clock, old, name) {
                     resource.exact.push(index);
-                    if let Rule::CircuitBreaker(breaker) = rule {
+                    if let Rule::CircuitBreaker(breaker) = &*rule {
                         let breakers = resource.breakers.iter().copied().chain([index]);
                         resource.breakers = breakers.collect();
                         resource.is_watched = true;
@@ -262,7 +284,7 @@ impl RuleBook {
             Some(Target::Pattern(pattern)) => {
                 // It compiled in the service; what does not here matches nothing.
                 if let Ok(pattern) = Pattern::new(pattern) {
-                    self.patterns.push((index, pattern));
+                    self.patterns.add(index, pattern);
                 }
             }
             Some(Target::Default) => self.defaults.push(index),
@@ -273,20 +295,58 @@ impl RuleBook {
                 }
             }
         }
-        if let Rule::Flow(flow) = rule
+        if let Rule::Flow(flow) = &*rule
             && let Some(name) = &flow.ref_resource
-            && let Some(resource) = self.add_resource(clock, name)
+            && let Some(resource) = self.add_resource(clock, old, name)
         {
             resource.is_watched = true;
         }
     }
+
+    /// Puts in order what needs all rules to be there.
+    fn link(&mut self) {
+        self.patterns.link();
+        name_others(&mut self.rules);
+        let mut unmatched: Vec<u32> = self.defaults.clone();
+        unmatched.extend_from_slice(&self.everywhere);
+        ascending(&mut unmatched);
+        self.unmatched = unmatched.into();
+    }
+
+    /// Frees a slice of a set that is no longer in force. `false` when there is nothing left.
+    pub(crate) fn wither(&mut self) -> bool {
+        let [rules, resources, patterns] =
+            [self.rules.len(), self.resources.len(), self.patterns.len()]
+                .map(|length| length.saturating_sub(SLICE_RULES));
+        self.rules.truncate(rules);
+        self.resources.truncate(resources);
+        self.patterns.truncate(patterns);
+        rules + resources + patterns > 0
+    }
+}
+
+/// Spreads generations, which follow each other, over a hash table.
+fn spread(generation: u64) -> u64 {
+    generation.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+fn generation_of(rules: &[RuleState], index: u32) -> u64 {
+    let place = usize::try_from(index).ok();
+    place.and_then(|place| rules.get(place)).map_or(0, |state| state.stamp.generation)
 }
 
 impl Upcoming {
     /// Begins with a published set.
     pub(crate) fn open(bytes: Vec<u8>) -> Result<Self, DecodeError> {
         let (header, reader) = RuleSetReader::open(bytes)?;
-        Ok(Self { header, reader, rules: Vec::new() })
+        let book = RuleBook {
+            version: header.version,
+            pending: header.pending,
+            settings: header.settings.clone(),
+            series_max: header.series_max,
+            ..RuleBook::default()
+        };
+        Ok(Self { header, reader, book, goes_on_from: Vec::new(), named: 0, is_linked: false })
     }
 
     /// The set's version.
@@ -294,65 +354,76 @@ impl Upcoming {
         self.header.version
     }
 
-    /// Compiles one slice. `true` when nothing is left to compile.
-    pub(crate) fn compile_slice(&mut self) -> Result<bool, DecodeError> {
-        for _ in 0..SLICE_RULES {
-            let Some(entry) = self.reader.next_entry()? else { return Ok(true) };
-            self.rules.push(RuleState::new(entry, &self.header));
+    /// Compiles one slice, beside the set in force, `old`. `true` when nothing is left to compile.
+    pub(crate) fn compile_slice(
+        &mut self,
+        clock: &Clock,
+        old: &RuleBook,
+    ) -> Result<bool, DecodeError> {
+        for done in 0..SLICE_RULES {
+            if let Some(entry) = self.reader.next_entry()? {
+                self.goes_on_from.push(old.index_of(entry.generation));
+                self.book.add(clock, old, RuleState::new(entry, &self.header));
+            } else if let Some(name) = self.header.metrics_resources.get(self.named) {
+                self.named += 1;
+                if let Some(resource) = self.book.add_resource(clock, old, name) {
+                    resource.needs_status = true;
+                }
+            } else if self.is_linked {
+                return Ok(true);
+            } else {
+                // Thousands of patterns are a slice of their own.
+                let is_slice = self.book.patterns.len() > SLICE_RULES;
+                if is_slice && done > 0 {
+                    return Ok(false);
+                }
+                self.book.link();
+                self.is_linked = true;
+                return Ok(!is_slice);
+            }
         }
         Ok(false)
     }
 
     /// The compiled set, with what those rules of `old` hold that it goes on with.
-    pub(crate) fn take_up(self, clock: &Clock, old: &mut RuleBook) -> RuleBook {
-        let mut rules = self.rules;
-        let mut left: Vec<Option<RuleState>> = old.rules.drain(..).map(Some).collect();
-        for state in &mut rules {
-            let place =
-                old.index_of(state.stamp.generation).and_then(|at| usize::try_from(at).ok());
-            if let Some(old) = place.and_then(|place| left.get_mut(place)).and_then(Option::take) {
+    pub(crate) fn take_up(self, old: &mut RuleBook) -> RuleBook {
+        let mut book = self.book;
+        for (state, from) in book.rules.iter_mut().zip(self.goes_on_from) {
+            if let Some(old) = from.and_then(|index| old.rule_mut(index)) {
                 state.go_on_from(old);
             }
         }
-        let mut book = RuleBook {
-            version: self.header.version,
-            pending: self.header.pending,
-            settings: self.header.settings,
-            series_max: self.header.series_max,
-            ..RuleBook::default()
-        };
-        for (index, state) in (0..).zip(&rules) {
-            book.index(clock, index, &state.rule);
-            book.by_generation.push((state.stamp.generation, index));
-        }
-        sentinel_core::order::sort_by(&mut book.by_generation, |a, b| a.0.cmp(&b.0));
-        name_others(&mut rules);
-        for name in &self.header.metrics_resources {
-            if let Some(resource) = book.add_resource(clock, name) {
-                resource.needs_status = true;
-            }
-        }
-        book.rules = rules;
         book
     }
 }
 
 /// Tells each rule for other callers whom the rules beside it name.
 fn name_others(rules: &mut [RuleState]) {
-    let mut named: Vec<(Rc<Rule>, String)> = Vec::new();
-    for state in rules.iter() {
+    let mut by_resource: Vec<(Rc<Rule>, usize)> = Vec::new();
+    for (place, state) in rules.iter().enumerate() {
         if let Rule::Flow(flow) = &*state.rule
-            && let LimitApp::Origin(origin) = &flow.limit_app
+            && flow.limit_app != LimitApp::Default
         {
-            named.push((Rc::clone(&state.rule), origin.clone()));
+            by_resource.push((Rc::clone(&state.rule), place));
         }
     }
-    for state in rules.iter_mut() {
-        if let Rule::Flow(flow) = &*state.rule
-            && flow.limit_app == LimitApp::Other
-        {
-            let beside = named.iter().filter(|(rule, _)| rule.target() == Some(&flow.target));
-            state.others = beside.map(|(_, origin)| origin.clone()).collect();
+    sort_by(&mut by_resource, |(a, _), (b, _)| a.resource().cmp(b.resource()));
+    for beside in by_resource.chunk_by(|(a, _), (b, _)| a.resource() == b.resource()) {
+        for (rule, place) in beside {
+            let Rule::Flow(flow) = &**rule else { continue };
+            if flow.limit_app != LimitApp::Other {
+                continue;
+            }
+            let named = beside.iter().filter_map(|(rule, _)| match &**rule {
+                Rule::Flow(other) if other.target == flow.target => match &other.limit_app {
+                    LimitApp::Origin(origin) => Some(origin.clone()),
+                    LimitApp::Default | LimitApp::Other => None,
+                },
+                _ => None,
+            });
+            if let Some(state) = rules.get_mut(*place) {
+                state.others = named.collect();
+            }
         }
     }
 }

@@ -414,8 +414,9 @@ impl<'a> World<'a> {
             return Ok(());
         };
         self.note(format_args!("thread {thread}: {stream} goes on"));
-        self.goes_on(until, stream)?;
-        let late = self.clock().since(until);
+        let (slot, settled) = self.checker.leaves(stream);
+        self.goes_on(slot.min(until), stream)?;
+        let late = self.clock().since(settled.min(until));
         self.report.latest = self.report.latest.max(late.get());
         if late > TICK && self.scenario.is_faultless() && self.scenario.stall_one_in == 0 {
             let late_ms = late.as_millis();

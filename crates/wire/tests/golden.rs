@@ -207,7 +207,7 @@ fn rule_set() -> (RuleSetHeader, Vec<RuleEntry>) {
     };
     let entry = |(generation, rule): (u32, Rule)| RuleEntry {
         slot: generation - 1,
-        sets: rule.table_capacity().div_ceil(8),
+        sets: rule.table_capacity(4_000).div_ceil(8),
         generation: u64::from(generation),
         rule,
     };

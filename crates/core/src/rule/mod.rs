@@ -498,15 +498,16 @@ impl Rule {
         }
     }
 
-    /// How many counters the rule keeps apart, by resource, caller or value; 0 if it has one.
-    pub fn table_capacity(&self) -> u32 {
+    /// How many counters the rule keeps apart, by resource, caller or value; 0 if it has one. `matched` is how many
+    /// it keeps apart by resource or caller ([`compile::matched_capacity`]).
+    pub fn table_capacity(&self, matched: u32) -> u32 {
         match self {
             Self::Authority(_) | Self::System(_) | Self::CircuitBreaker(_) => 0,
             Self::Flow(rule) => {
                 let by_origin = rule.limit_app == LimitApp::Other;
-                if by_origin || rule.target.is_many() { MATCHED_CAPACITY } else { 0 }
+                if by_origin || rule.target.is_many() { matched } else { 0 }
             }
-            Self::Isolation(rule) if rule.target.is_many() => MATCHED_CAPACITY,
+            Self::Isolation(rule) if rule.target.is_many() => matched,
             Self::Isolation(_) => 0,
             Self::Gateway(rule) | Self::Hotspot(rule) => match rule.param {
                 Some(_) => rule.capacity.max(1),
@@ -534,7 +535,7 @@ impl Rule {
     /// (Sentinel's `isStatReusable`, sentinel-golang `core/*/rule.go`). A breaker goes on only if nothing but
     /// its name has changed: a changed one starts closed (semantics 1.12).
     pub fn counts_the_same_as(&self, other: &Self) -> bool {
-        if self.keeps() != other.keeps() || self.table_capacity() != other.table_capacity() {
+        if self.keeps() != other.keeps() || self.table_capacity(1) != other.table_capacity(1) {
             return false;
         }
         match (self, other) {
@@ -561,9 +562,6 @@ impl Rule {
         }
     }
 }
-
-/// How many matched resources or callers a rule keeps apart: Sentinel's size of a table for concurrency.
-pub const MATCHED_CAPACITY: u32 = 4_000;
 
 impl Target {
     /// The resource, the pattern, `*`, or the group.

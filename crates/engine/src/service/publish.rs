@@ -18,7 +18,7 @@ use sentinel_core::{
     config::ServiceConfig,
     ledger::{rate::whole_tokens, set::sets_for},
     order::{order_of, sort_by},
-    rule::{Keeps, Rule, SystemMetric, TokenCalculate},
+    rule::{Keeps, Rule, SystemMetric, TokenCalculate, compile::matched_capacity},
 };
 use sentinel_wire::{
     DecodeError,
@@ -241,11 +241,13 @@ impl RuleSet {
         &self,
         config: &'c ServiceConfig,
     ) -> (RuleSetHeader, Vec<RuleEntry<&'c Rule>>) {
-        let mut places = self.places_kept(&config.rules);
+        let matched = matched_capacity(config.rules.iter(), config.settings.param_table_bytes);
+        let mut places = self.places_kept(&config.rules, matched);
         let mut next_generation = self.header.next_generation.max(1);
         let keeps = |rule: &Rule| rule.keeps() != Keeps::Nothing;
-        allot(&config.rules, &mut places, &|rule| keeps(rule) && sets_of(rule) == 0);
-        allot(&config.rules, &mut places, &|rule| sets_of(rule) > 0);
+        let sets = |rule: &Rule| sets_of(rule, matched);
+        allot(&config.rules, &mut places, &|rule| (keeps(rule) && sets(rule) == 0).then_some(1));
+        allot(&config.rules, &mut places, &|rule| Some(sets(rule)).filter(|sets| *sets > 0));
         // Those that keep nothing are addressed by their generation all the same.
         for (place, rule) in places.iter_mut().zip(&config.rules) {
             if place.is_none() && rule.keeps() == Keeps::Nothing {
@@ -259,7 +261,7 @@ impl RuleSet {
         let entry = |index: usize| {
             let Place { slot, generation } = places.get(index).copied().flatten()?;
             let rule = config.rules.get(index)?;
-            Some(RuleEntry { slot, sets: sets_of(rule), generation, rule })
+            Some(RuleEntry { slot, sets: sets(rule), generation, rule })
         };
         let entries: Vec<RuleEntry<&'c Rule>> =
             claim_order(&config.rules).into_iter().filter_map(entry).collect();
@@ -277,7 +279,10 @@ impl RuleSet {
 
     /// For each new rule the place that it goes on in: that of the old rule of the same id, else that of an
     /// old rule whose id is gone, if both count the same.
-    fn places_kept(&self, rules: &[Rule]) -> Vec<Option<Place>> {
+    fn places_kept(&self, rules: &[Rule], matched: u32) -> Vec<Option<Place>> {
+        let goes_on_as = |entry: &RuleEntry, rule: &Rule| {
+            entry.sets == sets_of(rule, matched) && entry.rule.counts_the_same_as(rule)
+        };
         let old = &self.entries;
         let by_id = order_of(old.len(), &|a, b| id_of(old, a).cmp(id_of(old, b)));
         let mut is_gone: Vec<bool> = old.iter().map(|_| true).collect();
@@ -289,7 +294,7 @@ impl RuleSet {
             if let Some(gone) = index.and_then(|index| is_gone.get_mut(index)) {
                 *gone = false;
             }
-            kept.push(entry.filter(|entry| entry.rule.counts_the_same_as(rule)).map(place_of));
+            kept.push(entry.filter(|entry| goes_on_as(entry, rule)).map(place_of));
         }
 
         // Only rules of one kind and one resource can count the same.
@@ -310,7 +315,7 @@ impl RuleSet {
             let found = candidates
                 .take_while(|(_, index)| order(index) == Ordering::Equal)
                 .filter_map(|(at, index)| Some((at, old.get(*index)?)))
-                .find(|(_, entry)| entry.rule.counts_the_same_as(rule));
+                .find(|(_, entry)| goes_on_as(entry, rule));
             if let Some((at, entry)) = found {
                 *place = Some(place_of(entry));
                 left.remove(at);
@@ -332,15 +337,12 @@ fn claim_order(rules: &[Rule]) -> Vec<usize> {
     })
 }
 
-/// Gives each rule among those that `of` names the place that it has not got yet. Ledgers and tables have numbers
-/// of their own.
-fn allot(rules: &[Rule], places: &mut [Option<Place>], of: &dyn Fn(&Rule) -> bool) {
+/// Gives each rule that has a size the place that it has not got yet. Ledgers and tables have numbers of their own.
+fn allot(rules: &[Rule], places: &mut [Option<Place>], size_of: &dyn Fn(&Rule) -> Option<u32>) {
     let mut taken: Vec<(u32, u32)> = Vec::new();
     let mut wanted: Vec<(u32, u32)> = Vec::new();
-    for ((place, rule), index) in
-        places.iter().zip(rules).zip(0..).filter(|((_, rule), _)| of(rule))
-    {
-        let size = sets_of(rule).max(1);
+    for ((place, rule), index) in places.iter().zip(rules).zip(0..) {
+        let Some(size) = size_of(rule) else { continue };
         match place {
             Some(place) => taken.push((place.slot, size)),
             None => wanted.push((size, index)),
@@ -356,8 +358,8 @@ fn allot(rules: &[Rule], places: &mut [Option<Place>], of: &dyn Fn(&Rule) -> boo
 }
 
 /// How many sets the rule's table has; 0 if it keeps one ledger or none.
-fn sets_of(rule: &Rule) -> u32 {
-    let capacity = if rule.keeps() == Keeps::Nothing { 0 } else { rule.table_capacity() };
+fn sets_of(rule: &Rule, matched: u32) -> u32 {
+    let capacity = if rule.keeps() == Keeps::Nothing { 0 } else { rule.table_capacity(matched) };
     if capacity == 0 { 0 } else { sets_for(capacity) }
 }
 
@@ -396,7 +398,8 @@ mod tests {
 
     use proptest::prelude::*;
     use sentinel_core::rule::{
-        Common, Control, FlowRule, IsolationRule, LimitApp, MATCHED_CAPACITY, SystemRule, Target,
+        Common, Control, FlowRule, IsolationRule, LimitApp, SystemRule, Target,
+        compile::MATCHED_CAPACITIES,
     };
 
     use super::*;
@@ -528,7 +531,7 @@ mod tests {
 
     #[test]
     fn tables_have_numbers_of_their_own_and_an_unchanged_rule_keeps_its_table() {
-        let sets = sets_for(MATCHED_CAPACITY);
+        let sets = sets_for(MATCHED_CAPACITIES[0]);
         let pattern = || isolation("p", Target::Pattern("a.*".to_string()));
         let first = after(
             &RuleSet::default(),
@@ -543,6 +546,26 @@ mod tests {
         let fourth = after(&third, &config(vec![of_all("d"), pattern()]));
         assert_eq!(places(&fourth), [("d", 0, 4), ("p", sets, 2)]);
         assert!(fourth.entries.iter().all(|entry| entry.sets == sets));
+    }
+
+    #[test]
+    fn with_many_patterns_tables_are_smaller_and_a_rule_more_shifts_nobody() {
+        let rules = |count: u32| -> Vec<Rule> {
+            let pattern =
+                |n: u32| isolation(&format!("p{n:04}"), Target::Pattern(format!("{n}/.*")));
+            (0..count).map(pattern).collect()
+        };
+        let first = after(&RuleSet::default(), &config(rules(10)));
+        let second = after(&first, &config(rules(11)));
+        assert_eq!(places(&first), places(&second)[..10]);
+
+        // Too many for the largest tables: all begin anew with smaller ones, in the lowest places.
+        let third = after(&second, &config(rules(1_000)));
+        assert!(third.entries.iter().all(|entry| entry.sets == 8 && entry.generation > 11));
+        let fourth = after(&third, &config(rules(1_001)));
+        assert_eq!(places(&third), places(&fourth)[..1_000]);
+        let last = fourth.entries.iter().map(|entry| entry.slot + entry.sets).max();
+        assert_eq!(last, Some(1_001 * 8));
     }
 
     #[test]

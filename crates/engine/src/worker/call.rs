@@ -4,7 +4,6 @@
 //! what it held until then.
 
 use alloc::{rc::Rc, vec::Vec};
-use core::cmp::Reverse;
 
 use sentinel_core::{
     block::BlockType,
@@ -14,7 +13,10 @@ use sentinel_core::{
     time::{Nanos, Span},
 };
 
-use super::{FRAME_PAUSE, ROUNDS_MAX, Worker};
+use super::{
+    FRAME_PAUSE, ROUNDS_MAX, Worker,
+    waiting::{self, Waiting},
+};
 use crate::{
     admission::{Admission, Answer, Ask, Claimant, Claims, Got, LedgerRef, ValuePermit},
     host::{Host, Meter, Signal},
@@ -193,7 +195,8 @@ impl Worker {
                 }
             }
         }
-        let (held, until) = self.settle_asks(batch);
+        let (held, slots) = self.settle_asks(batch);
+        let until = waiting::last(&slots);
         self.nodes.pass(node, batch, self.inbound.filter(|_| call.inbound));
         let waits = until > now;
         let entry = Entry {
@@ -206,7 +209,7 @@ impl Worker {
             held,
         };
         if waits {
-            self.waiting.push(Reverse((until, call.stream)));
+            self.waiting.push(Waiting::new(call.stream, slots));
             Verdict::Wait(entry, until)
         } else {
             Verdict::Pass(entry)
@@ -219,7 +222,7 @@ impl Worker {
         let now = self.now(host);
         self.seen_at = now;
         if let Some(stream) = waits {
-            self.waiting.retain(|Reverse((_, waiting))| *waiting != stream);
+            self.waiting.retain(|waiting| waiting.stream != stream);
         }
         let rt_ms = now.since(start).as_millis();
         // What a breaker has judged it does not count as well.
@@ -370,11 +373,11 @@ impl Worker {
         Some(Ask::new(index, hash, None))
     }
 
-    /// Spends what an admitted request has in hand. Gives what it holds until it ends, and the time before
-    /// which it must not go.
-    pub(super) fn settle_asks(&mut self, batch: u64) -> (Vec<Held>, Nanos) {
+    /// Spends what an admitted request has in hand. Gives what it holds until it ends, and the slots before which it
+    /// must not go, by generation of their rules.
+    pub(super) fn settle_asks(&mut self, batch: u64) -> (Vec<Held>, Vec<(u64, Nanos)>) {
         let mut held = self.spare.pop().unwrap_or_default();
-        let mut until = Nanos::default();
+        let mut slots = Vec::new();
         let mut asks = core::mem::take(&mut self.asks);
         for ask in asks.drain(..) {
             let now = self.seen_at;
@@ -416,13 +419,13 @@ impl Worker {
                 }
                 Got::Probe(id) => hold(HeldOf::Probe(id)),
                 // A shadow rule takes its slots, and nobody waits for them.
-                Got::Slot(slot) if !state.rule.common().shadow => until = until.max(slot.at),
+                Got::Slot(slot) if !state.rule.common().shadow => slots.push((generation, slot.at)),
                 Got::Slot(_) => {}
             }
             self.look_at_in_tick(ask.rule);
         }
         self.asks = asks;
-        (held, until)
+        (held, slots)
     }
 
     /// Gives back what a request held until its end.

@@ -18,7 +18,7 @@ use crate::{
     admission::Claims,
     census::Census,
     host::{Host, HostError, Meter},
-    rule_state::{Hold, RuleState},
+    rule_state::{Hold, Permits, RuleState},
     shared::{Shared, Then},
 };
 
@@ -28,8 +28,9 @@ impl Worker {
     pub(super) fn keep_permits<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
         let third = Span::from_millis(u64::from(self.book.settings.worker_ttl_ms) / 3);
         let claimant = self.claimant();
-        let Self { shared, values, tally, book, .. } = self;
-        for state in &mut book.rules {
+        let Self { shared, values, tally, book, holding, .. } = self;
+        holding.retain(|&index| {
+            let Some(state) = book.rule_mut(index) else { return false };
             if let Hold::Permits(permits) = &state.hold
                 && permits.held() > 0
                 && now.since(permits.seen) >= third
@@ -37,7 +38,9 @@ impl Worker {
                 let mut claims = Claims::new(host, shared, values, tally, now, claimant);
                 claims.write_permits(state);
             }
-        }
+            state.is_holding = state.holds_permits();
+            state.is_holding
+        });
         let late: Vec<(u64, u128)> = values
             .iter()
             .filter(|(_, value)| now.since(value.seen) >= third || value.written != value.in_use)
@@ -57,10 +60,8 @@ impl Worker {
 
     /// Permits that the host would not take back so far.
     pub(super) fn count_owed(&self) -> u64 {
-        let of_rules = self.book.rules.iter().map(|state| match &state.hold {
-            Hold::Permits(permits) => permits.owed(),
-            Hold::Nothing | Hold::Lease(_) | Hold::Pace { .. } | Hold::Breaker(_) => 0,
-        });
+        let holding = self.holding.iter().filter_map(|&index| self.book.rule(index));
+        let of_rules = holding.filter_map(|state| state.hold.permits()).map(Permits::owed);
         let of_values =
             self.values.iter().map(|(_, value)| value.written.saturating_sub(value.in_use));
         of_rules.chain(of_values).fold(0, u64::saturating_add)

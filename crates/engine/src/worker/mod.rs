@@ -5,8 +5,7 @@
 //! go back, counts go to Envoy's statistics and in frames to the service, a new rule set is compiled and
 //! taken up, and once a second the worker shows that it lives and looks whether the service does.
 
-use alloc::{collections::BinaryHeap, string::String, vec::Vec};
-use core::cmp::Reverse;
+use alloc::{string::String, vec::Vec};
 
 use sentinel_core::{
     block::BlockType,
@@ -33,6 +32,7 @@ mod call;
 mod decided;
 mod explain;
 mod house;
+mod waiting;
 
 use call::Held;
 pub use call::{Blocked, Call, Entry, Outcome, Verdict};
@@ -64,12 +64,16 @@ pub struct Worker {
     floor: Nanos,
     book: RuleBook,
     upcoming: Option<Upcoming>,
+    /// The set before, while it is freed in slices.
+    outgoing: Option<RuleBook>,
     published: u64,
     refresh_at: Nanos,
     wanted: u64,
     nodes: Nodes,
     /// Rules whose lease the next tick looks at.
     active: Vec<u32>,
+    /// Rules with one ledger of which this worker holds permits, or owes some.
+    holding: Vec<u32>,
     census: Census,
     /// 1 if this worker ever found no slot.
     over: u64,
@@ -82,7 +86,7 @@ pub struct Worker {
     /// Permits of values that requests are using.
     values: ValuePermits,
     /// Requests that wait for their slot, the next one first.
-    waiting: BinaryHeap<Reverse<(Nanos, u32)>>,
+    waiting: waiting::Queue,
     /// Which tick it is.
     tick: u64,
     /// Whether the last tick left anything to do.
@@ -157,18 +161,20 @@ impl Worker {
             floor: now,
             book: RuleBook::default(),
             upcoming: None,
+            outgoing: None,
             published: 0,
             refresh_at: now,
             wanted: host.level(Signal::Wanted),
             nodes: Nodes::new(clock.hash(OTHER.as_bytes())),
             active: Vec::new(),
+            holding: Vec::new(),
             census: Census::ALONE,
             over: 0,
             asks: Vec::new(),
             key: Vec::new(),
             spare: Vec::new(),
             values: ValuePermits::default(),
-            waiting: BinaryHeap::new(),
+            waiting: waiting::Queue::new(),
             tick: 1,
             is_busy: false,
             decided: 0,
@@ -214,7 +220,8 @@ impl Worker {
         self.tick = self.tick.wrapping_add(1);
         self.refresh(host, now);
         self.look_at_decisions(host, now);
-        let mut busy = self.upcoming.is_some() || self.nodes.has_news();
+        self.outgoing.take_if(|outgoing| !outgoing.wither());
+        let mut busy = self.upcoming.is_some() || self.outgoing.is_some() || self.nodes.has_news();
         busy |= self.tick_rules(host, now);
         self.nodes.report(host);
         self.report_other_blocks(host);
@@ -242,17 +249,17 @@ impl Worker {
     /// The next stream that need not wait any longer, if there is one: to be asked after each tick until there
     /// is none.
     pub fn due<H: Host>(&mut self, host: &mut H) -> Option<u32> {
-        let Reverse((until, _)) = self.waiting.peek()?;
-        if *until > self.now(host) {
+        let until = self.waiting.peek()?.until;
+        if until > self.now(host) {
             return None;
         }
-        self.waiting.pop().map(|Reverse((_, stream))| stream)
+        self.waiting.pop().map(|waiting| waiting.stream)
     }
 
     /// How often a worker with anything to do ticks: to be asked for when a stream finds it idle.
     pub fn busy(&self) -> Next {
         let flush_ms = self.book.settings.flush_ms;
-        let next = self.waiting.peek().map(|Reverse((until, _))| until.since(self.seen_at));
+        let next = self.waiting.peek().map(|waiting| waiting.until.since(self.seen_at));
         let period_ms = match next {
             Some(span) => u32::try_from(span.as_millis().saturating_add(1)).unwrap_or(flush_ms),
             None => flush_ms,
@@ -320,14 +327,17 @@ impl Worker {
         }
     }
 
-    /// Puts a rule on the list of those that a tick looks at, if it has anything to do there.
+    /// Puts a rule on the lists of those that a tick and housekeeping look at, if they have anything to do there: with
+    /// ten thousand rules most have not.
     fn look_at_in_tick(&mut self, index: u32) {
-        if let Some(state) = self.book.rule_mut(index)
-            && !state.active
-            && state.needs_tick()
-        {
+        let Some(state) = self.book.rule_mut(index) else { return };
+        if !state.active && state.needs_tick() {
             state.active = true;
             self.active.push(index);
+        }
+        if !state.is_holding && state.holds_permits() {
+            state.is_holding = true;
+            self.holding.push(index);
         }
     }
 
@@ -413,7 +423,7 @@ impl Worker {
     }
 
     /// Takes up what is published, whatever it takes: before the first request, and when a ledger says
-    /// that this worker is behind.
+    /// that this worker is behind. Ten thousand rules take some milliseconds, and this request waits for them.
     fn take_up_now<H: Host + Meter>(&mut self, host: &mut H) {
         self.load_rules(host);
         while self.upcoming.is_some() {
@@ -425,7 +435,7 @@ impl Worker {
     /// read is given up: the set in force stays.
     fn compile_slice<H: Host + Meter>(&mut self, host: &mut H) {
         let Some(upcoming) = &mut self.upcoming else { return };
-        match upcoming.compile_slice() {
+        match upcoming.compile_slice(&self.clock, &self.book) {
             Ok(false) => {}
             Ok(true) => self.take_up(host),
             Err(error) => {
@@ -472,8 +482,10 @@ impl Worker {
             }
         }
         let mut old = core::mem::take(&mut self.book);
-        self.book = upcoming.take_up(&self.clock, &mut old);
+        self.book = upcoming.take_up(&mut old);
         self.nodes.take_up(&mut self.book, &old);
+        self.outgoing = Some(old);
+        self.release_waiting();
         let inbound = self.book.find(self.clock.hash(INBOUND.as_bytes()), INBOUND.as_bytes());
         self.inbound = inbound.map(|resource| resource.node);
         let book = &self.book;
@@ -482,6 +494,7 @@ impl Worker {
         self.decided = host.level(Signal::Decided).wrapping_sub(1);
         self.decided_at = Nanos::default();
         self.active.clear();
+        self.holding.clear();
         for index in 0..u32::try_from(self.book.rules.len()).unwrap_or(u32::MAX) {
             self.look_at_in_tick(index);
         }

@@ -31,7 +31,10 @@ use sentinel_wire::{
     workers::Seeds,
 };
 
-use crate::{process::Write, vm::Answer};
+use crate::{
+    process::Write,
+    vm::{Answer, Decision},
+};
 
 mod breaker;
 mod bucket;
@@ -66,6 +69,10 @@ pub(crate) struct Checker {
     /// Those that have, by resource.
     ended: BTreeMap<Rc<str>, VecDeque<Ended>>,
     settings: Settings,
+    /// The slots of requests that wait, and whose they are.
+    slots: BTreeMap<u64, Vec<(Occupant, Nanos)>>,
+    /// When the newest rule set was published, by the host's clock.
+    published_ns: u64,
     keys_most: usize,
     /// How breakers have moved.
     pub(crate) moves: Moves,
@@ -90,7 +97,10 @@ impl Checker {
                 let seeds = Seeds::decode(&write.value).map_err(|error| error.to_string())?;
                 self.t0_ns = seeds.t0_ns;
             }
-            Key::Rules => self.rules_written(&write.value)?,
+            Key::Rules => {
+                self.published_ns = write.at_ns;
+                self.rules_written(&write.value)?;
+            }
             Key::Ledger(_) | Key::Set(_) => {
                 self.ledger_written(write, service == Some(write.vm))?;
             }
@@ -131,7 +141,7 @@ impl Checker {
         }
         // A worker that has nothing to do takes a newer set up at its next tick.
         let late = late && answer.rules_version == self.rules_version();
-        let mut earliest = Nanos::default();
+        let mut slots = Vec::new();
         for (occupant, rule) in occupants {
             let Some(law) = self.laws.get_mut(&occupant) else { continue };
             // One that only counts may have been over.
@@ -141,9 +151,28 @@ impl Checker {
             let late = late.then_some(read);
             let slot =
                 law.admit(answer, now, late, &mut self.moves).map_err(|what| law.say(&what))?;
-            earliest = earliest.max(slot);
+            slots.push((occupant, slot));
+        }
+        let earliest = slots.iter().map(|(_, slot)| *slot).max().unwrap_or_default();
+        if let Decision::Waits(_) = answer.decision {
+            self.slots.insert(answer.stream, slots);
         }
         Ok(earliest)
+    }
+
+    /// A request that waited goes on: the time before which it must not, and when that was settled. The slots of
+    /// rules that are gone, or that only count by now, hold nobody.
+    pub(crate) fn leaves(&mut self, stream: u64) -> (Nanos, Nanos) {
+        let slots = self.slots.remove(&stream).unwrap_or_default();
+        let set = self.sets.values().next_back();
+        let holds = |occupant: &Occupant| {
+            let rule = set.into_iter().flatten().find(|(known, _)| known == occupant);
+            rule.is_some_and(|(_, rule)| !rule.common().shadow)
+        };
+        let all = slots.iter().map(|(_, slot)| *slot).max().unwrap_or_default();
+        let held = slots.iter().filter(|(occupant, _)| holds(occupant)).map(|(_, slot)| *slot);
+        let held = held.max().unwrap_or_default();
+        (held, if held < all { held.max(self.now(self.published_ns)) } else { held })
     }
 
     /// Takes in a refused request. `steady`: no thread is lost and nothing changes, so that what others hold

@@ -21,6 +21,7 @@ use crate::{
     config::Settings,
     order::order_of,
     param::MatchStrategy,
+    pattern::{Pattern, Patterns, Way},
     rule::{
         ApiGroup, HotspotRule, PathPredicate, Rule, Target,
         error::{Reason, Refusal, Refusals, Site},
@@ -41,7 +42,7 @@ mod opensergo;
 #[cfg(test)]
 mod tests;
 
-pub use bounds::table_bytes;
+pub use bounds::{MATCHED_CAPACITIES, matched_capacity, table_bytes};
 pub(crate) use common::is_header_name;
 pub use gateway::{PARAM_ITEM_FIELDS, PREDICATE_FIELDS};
 pub use hotspot::SPECIFIC_ITEM_FIELDS;
@@ -65,9 +66,20 @@ pub const RESPONSE_HEADERS_MAX: usize = 32;
 /// The most bytes of a `response`'s body, and of each header's value; a rule with more is refused.
 pub const RESPONSE_BYTES_MAX: usize = 16 * 1024;
 
-/// The most regular expressions of a set, those of API groups counted once for each rule of the group; a set with
-/// more is refused.
+/// The most regular expressions of API groups and of gateway rules' values in a set, those of groups counted once for
+/// each rule of the group; a set with more is refused.
 pub const REGEXES_MAX: usize = 256;
+
+/// The most patterns (`regex: true`) that a name may have to be tried against when it is first seen: those whose plain
+/// beginning it has. A set with more is refused.
+pub const PATTERNS_TRIED_MAX: usize = 256;
+
+/// The most steps that these patterns may have together, each of which is gone through at most once for each
+/// character of the name.
+pub const STEPS_TRIED_MAX: usize = 16_384;
+
+/// The most bytes that a set's patterns may take in a worker.
+pub const PATTERNS_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// The documents of one source.
 #[derive(Clone, Copy, Debug)]
@@ -489,27 +501,53 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// Refuses a set that needs more memory than it may have.
+    /// Refuses a set that needs more memory, or more time for a new name, than it may have.
     fn compare_bounds(&mut self) {
-        let mut regexes: usize = 0;
-        let mut bytes: u64 = 0;
-        let mut largest: (u64, &str) = (0, "");
-        for named in &self.rules {
-            regexes = regexes.saturating_add(regexes_of(&named.rule));
-            let more = table_bytes(&named.rule);
-            bytes = bytes.saturating_add(more);
-            if more > largest.0 {
-                largest = (more, named.rule.id());
-            }
-        }
+        let rules = || self.rules.iter().map(|named| &named.rule);
         let mut refuse =
             |sentence: &str| refuse(&mut self.refusals, &Site::default(), "rules", sentence);
+        let regexes = rules().map(regexes_of).fold(0, usize::saturating_add);
         if regexes > REGEXES_MAX {
             refuse(&format!(
-                "have {regexes} regular expressions, but may have at most {REGEXES_MAX}"
+                "have {regexes} regular expressions for paths and values, but may have at most {REGEXES_MAX}"
+            ));
+        }
+        let mut patterns = Patterns::default();
+        for rule in rules() {
+            if let Some(Target::Pattern(text)) = rule.target()
+                && let Ok(pattern) = Pattern::new(text)
+            {
+                patterns.add(0, pattern);
+            }
+        }
+        patterns.link();
+        let bytes = patterns.bytes();
+        if bytes > PATTERNS_BYTES_MAX {
+            refuse(&format!(
+                "need {bytes} bytes in each worker for their patterns (`regex: true`), but may have at most \
+                 {PATTERNS_BYTES_MAX}: write fewer, or lower what repetitions multiply"
+            ));
+        }
+        let is_long = |way: Way| way.patterns > PATTERNS_TRIED_MAX || way.steps > STEPS_TRIED_MAX;
+        if let Some((prefix, way)) = patterns.ways().find(|(_, way)| is_long(*way)) {
+            refuse(&format!(
+                "have patterns (`regex: true`) of which a name that begins with {prefix:?} must be tried against \
+                 {} with {} steps, but may have at most {PATTERNS_TRIED_MAX} with {STEPS_TRIED_MAX} steps for any name: \
+                 let them differ in plain characters at their beginnings",
+                way.patterns, way.steps
             ));
         }
         let most = self.settings.param_table_bytes;
+        let matched = matched_capacity(rules(), most);
+        let mut bytes: u64 = 0;
+        let mut largest: (u64, &str) = (0, "");
+        for rule in rules() {
+            let more = table_bytes(rule, matched);
+            bytes = bytes.saturating_add(more);
+            if more > largest.0 {
+                largest = (more, rule.id());
+            }
+        }
         if bytes > u64::from(most) {
             refuse(&format!(
                 "need {bytes} bytes for tables of values, but may have at most {most} (paramTableBytes): most of it is \
@@ -520,20 +558,19 @@ impl<'a> Set<'a> {
     }
 }
 
-/// How many regular expressions a worker compiles for a rule.
+/// How many regular expressions for paths and values a worker compiles for a rule.
 fn regexes_of(rule: &Rule) -> usize {
-    let target = match rule.target() {
-        Some(Target::Pattern(_)) => 1,
+    let of_group = match rule.target() {
         Some(Target::Group(group)) => group
             .predicates
             .iter()
             .filter(|predicate| matches!(predicate, PathPredicate::Regex(_)))
             .count(),
-        Some(Target::Resource(_) | Target::Default) | None => 0,
+        Some(Target::Resource(_) | Target::Pattern(_) | Target::Default) | None => 0,
     };
     let is_by_value = matches!(rule, Rule::Gateway(HotspotRule { param: Some(param), .. })
         if param.matching.as_ref().is_some_and(|matching| matching.strategy == MatchStrategy::Regex));
-    target + usize::from(is_by_value)
+    of_group + usize::from(is_by_value)
 }
 
 fn refuse(refusals: &mut Refusals, site: &Site, field: &str, sentence: &str) {

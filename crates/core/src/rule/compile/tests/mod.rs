@@ -137,13 +137,76 @@ fn a_set_whose_tables_or_patterns_need_too_much_is_refused() {
             "`rules` need 138600000 bytes for tables of values, but may have at most 67108864 (paramTableBytes): most of it is 3465000 for p0; write fewer such rules, lower `paramsMaxCapacity` or raise the setting"
         ],
     );
-    let patterns: Vec<String> = (0..257)
-        .map(|index| format!(r#"{{resource: "a{index}.*", regex: true, limitApp: "x"}}"#))
-        .collect();
+}
+
+fn authority(patterns: impl Iterator<Item = String>) -> Result<Vec<Rule>, Refusals> {
+    let rules =
+        patterns.map(|pattern| format!(r#"{{resource: "{pattern}", regex: true, limitApp: "x"}}"#));
+    compile(&[document("AuthorityRules", &rules.collect::<Vec<_>>().join(","))])
+}
+
+#[test]
+fn patterns_that_would_make_a_new_name_wait_are_refused() {
+    assert!(authority((0..256).map(|n| format!(".*{n}"))).is_ok());
     refused(
-        compile(&[document("AuthorityRules", &patterns.join(","))]),
-        &expect!["`rules` have 257 regular expressions, but may have at most 256"],
+        authority((0..257).map(|n| format!("a.*{n}"))),
+        &expect![
+            r#"`rules` have patterns (`regex: true`) of which a name that begins with "a" must be tried against 257 with 1432 steps, but may have at most 256 with 16384 steps for any name: let them differ in plain characters at their beginnings"#
+        ],
     );
+    // Those that a name begins with count together, however long each beginning is.
+    let one_in_another = |n: usize| format!("{}.*", "a".repeat(n % 250));
+    assert!(authority((0..256).map(|n| one_in_another(n) + &"b".repeat(n / 250))).is_ok());
+    assert!(authority((0..4).map(|n| format!("a.{{4000}}b{n}"))).is_ok());
+    refused(authority((0..5).map(|n| format!("a.{{4000}}b{n}"))), &expect![""]);
+}
+
+#[test]
+fn patterns_that_need_too_much_memory_are_refused() {
+    assert!(authority((0..170).map(|n| format!("{n}/a{{0,400}}"))).is_ok());
+    refused(
+        authority((0..900).map(|n| format!("{n}/a{{0,400}}"))),
+        &expect![
+            "`rules` need 8701090 bytes in each worker for their patterns (`regex: true`), but may have at most 8388608: write fewer, or lower what repetitions multiply"
+        ],
+    );
+}
+
+fn patterns_with_tables(kind: &str, rule: &str, count: usize) -> Result<Vec<Rule>, Refusals> {
+    let rule = |n: usize| {
+        format!(r#"{{id: "p{n}", resource: "GET:/service-{n}/users/[0-9]+", regex: true, {rule}}}"#)
+    };
+    compile(&[document(kind, &(0..count).map(rule).collect::<Vec<_>>().join(","))])
+}
+
+#[test]
+fn ten_thousand_patterns_of_any_kind_load_and_their_tables_stay_within_the_bound() {
+    const FLOW: &str = "threshold: 1";
+    const SLOW: &str = "threshold: 1, statIntervalInMs: 10000";
+    const PLACES: &str = "threshold: 1";
+    for (kind, rule, count, capacity) in [
+        ("FlowRules", FLOW, 90, 4_000),
+        ("FlowRules", FLOW, 100, 400),
+        ("FlowRules", FLOW, 5_000, 64),
+        ("FlowRules", FLOW, 10_000, 8),
+        ("FlowRules", SLOW, 10, 4_000),
+        ("FlowRules", SLOW, 5_000, 8),
+        ("FlowRules", SLOW, 10_000, 8),
+        ("IsolationRules", PLACES, 10, 4_000),
+        ("IsolationRules", PLACES, 5_000, 8),
+    ] {
+        let rules = patterns_with_tables(kind, rule, count).unwrap();
+        let most = Settings::DEFAULT.param_table_bytes;
+        let matched = matched_capacity(rules.iter(), most);
+        assert_eq!(matched, capacity, "{count} {kind} with {rule}");
+        let bytes: u64 = rules.iter().map(|rule| table_bytes(rule, matched)).sum();
+        assert!(bytes <= u64::from(most));
+        // The least that a set may take: a pace's.
+        let sets: u64 =
+            rules.iter().map(|rule| u64::from(rule.table_capacity(matched).div_ceil(8))).sum();
+        assert!(sets <= u64::from(most) / 825, "{sets} keys");
+    }
+    assert!(patterns_with_tables("IsolationRules", PLACES, 10_000).is_err());
 }
 
 #[test]
