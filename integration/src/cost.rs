@@ -241,12 +241,12 @@ impl Measured {
 }
 
 /// Holds the calling thread, and with it what it starts, on one processor until dropped.
-struct Pinned {
+pub(crate) struct Pinned {
     allowed_before: CpuSet,
 }
 
 impl Pinned {
-    fn to_one_processor() -> Result<Self> {
+    pub(crate) fn to_one_processor() -> Result<Self> {
         let allowed_before =
             sched_getaffinity(None).context("cannot ask which processors we may use")?;
         // The last one: the first usually serves most interrupts.
@@ -266,7 +266,7 @@ impl Drop for Pinned {
 }
 
 /// The element below which `percent` of the others lie; of two the smaller. `None`: there is none.
-fn percentile(values: &[Duration], percent: usize) -> Option<Duration> {
+pub(crate) fn percentile(values: &[Duration], percent: usize) -> Option<Duration> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
     sorted.get(sorted.len().checked_sub(1)? * percent / 100).copied()

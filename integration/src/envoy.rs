@@ -29,6 +29,17 @@ pub struct Envoy {
     _directory: TempDir,
 }
 
+/// A thread of an Envoy.
+#[derive(Clone, Debug)]
+pub struct Thread {
+    /// What Envoy calls it: workers are `wrk:worker_0` and so on.
+    pub name: String,
+    /// Whether it is the main thread.
+    pub is_main: bool,
+    /// The CPU time that it has used so far.
+    pub ran: Duration,
+}
+
 impl Envoy {
     /// Starts `binary` with so many worker threads and waits until it serves.
     ///
@@ -177,19 +188,34 @@ impl Envoy {
     ///
     /// When the process has gone, or this is not a Linux that counts (`/proc/<pid>/task/*/schedstat`).
     pub fn cpu_time(&self) -> Result<Duration> {
+        Ok(self.threads()?.iter().map(|thread| thread.ran).sum())
+    }
+
+    /// What each of its threads has used so far.
+    ///
+    /// # Errors
+    ///
+    /// As [`cpu_time`](Self::cpu_time).
+    pub fn threads(&self) -> Result<Vec<Thread>> {
         let tasks = format!("/proc/{}/task", self.process.id());
-        let mut sum_ns = 0;
+        let mut threads = Vec::new();
         for task in fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))? {
-            let path = task.with_context(|| format!("cannot list {tasks}"))?.path();
-            let path = path.join("schedstat");
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            let ran_ns: Option<u64> =
-                text.split_whitespace().next().and_then(|first| first.parse().ok());
-            sum_ns += ran_ns
-                .with_context(|| format!("{} does not begin with a number", path.display()))?;
+            let task = task.with_context(|| format!("cannot list {tasks}"))?.path();
+            let read = |file: &str| {
+                let path = task.join(file);
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+            };
+            let ran_ns =
+                read("schedstat")?.split_whitespace().next().and_then(|ns| ns.parse().ok());
+            threads.push(Thread {
+                name: read("comm")?.trim().to_owned(),
+                is_main: task.ends_with(self.process.id().to_string()),
+                ran: Duration::from_nanos(
+                    ran_ns.context("schedstat does not begin with a number")?,
+                ),
+            });
         }
-        Ok(Duration::from_nanos(sum_ns))
+        Ok(threads)
     }
 
     /// The lines it has printed so far that contain `text`.

@@ -6,7 +6,7 @@
 //!
 //! In the order of a run: [`bootstrap`] makes Envoy's configuration out of `envoy/envoy.yaml`, [`envoy`] starts
 //! it, [`upstream`] stands behind it and [`load`], [`client`] and [`hanging`] in front, [`windows`] and [`pacing`] judge. [`demo`], [`up`],
-//! [`accuracy`], [`cost`] and [`reaction`] are what commands do.
+//! [`accuracy`], [`cost`], [`reaction`] and [`rules_bench`] are what commands do.
 
 pub mod accuracy;
 pub mod bootstrap;
@@ -20,6 +20,7 @@ pub mod load;
 pub mod pacing;
 pub mod reaction;
 pub mod rules;
+pub mod rules_bench;
 pub mod stats;
 pub mod up;
 pub mod upstream;

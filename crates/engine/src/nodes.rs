@@ -8,7 +8,7 @@ use alloc::{rc::Rc, string::ToString as _, vec::Vec};
 
 use sentinel_core::{
     order::order_of,
-    rule::{INBOUND, Target},
+    rule::INBOUND,
     stat::{MetricBucket, RT_CLASSES, Tally as _, class_of},
 };
 use sentinel_wire::frame::{BreakerCounts, FRAME_ENTRIES_MAX, FrameEntry};
@@ -105,16 +105,6 @@ impl Nodes {
 
     /// Gives each resource of a new rule set its node, and retires those that it does not name.
     pub(crate) fn take_up(&mut self, book: &mut RuleBook, old: &RuleBook) {
-        let mut series_left = book.series_max.saturating_sub(SERIES_PER_RESOURCE);
-        // Rules that no resource's name leads to.
-        for state in &mut book.rules {
-            if !matches!(state.rule.target(), Some(Target::Resource(_))) {
-                state.has_series = series_left >= SERIES_PER_RULE;
-                if state.has_series {
-                    series_left -= SERIES_PER_RULE;
-                }
-            }
-        }
         let mut retired = core::mem::take(&mut self.retired);
         // Those that retired before, by the hash of their names.
         let hash =
@@ -138,20 +128,7 @@ impl Nodes {
             }
         }
         for resource in &mut book.resources {
-            let is_sum = *resource.name == *INBOUND;
-            let rules = u32::try_from(resource.exact.len()).unwrap_or(u32::MAX);
-            let wanted = rules.saturating_mul(SERIES_PER_RULE).saturating_add(SERIES_PER_RESOURCE);
-            let has_series = series_left >= wanted && !is_sum;
-            if has_series {
-                series_left -= wanted;
-            }
-            for &index in &resource.exact {
-                if let Some(state) =
-                    usize::try_from(index).ok().and_then(|index| book.rules.get_mut(index))
-                {
-                    state.has_series = has_series;
-                }
-            }
+            let has_series = resource.has_series;
             resource.node = if *resource.name == *OTHER {
                 OTHER_NODE
             } else if resource.node != NEW_NODE {
@@ -176,7 +153,7 @@ impl Nodes {
                 node.retired = false;
                 node.has_series = has_series || resource.node == OTHER_NODE;
                 node.is_watched = resource.is_watched;
-                node.is_sum = is_sum;
+                node.is_sum = *resource.name == *INBOUND;
                 node.breakers = Rc::clone(&resource.breakers);
             }
         }

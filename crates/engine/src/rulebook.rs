@@ -18,7 +18,12 @@ use sentinel_wire::{
     rules::{RuleSetHeader, RuleSetReader},
 };
 
-use crate::{clock::Clock, group::Group, rule_state::RuleState};
+use crate::{
+    clock::Clock,
+    group::Group,
+    nodes::{SERIES_PER_RESOURCE, SERIES_PER_RULE},
+    rule_state::RuleState,
+};
 
 /// How many rules are compiled in one slice of a tick, well under the 2 ms that a tick may take for it.
 const SLICE_RULES: usize = 500;
@@ -79,6 +84,8 @@ pub(crate) struct Resource {
     pub(crate) needs_status: bool,
     /// Whether the service evaluates a rule by its counts.
     pub(crate) is_watched: bool,
+    /// Whether it has series of its own.
+    pub(crate) has_series: bool,
     /// Its counters, as an index into the worker's nodes.
     pub(crate) node: u32,
 }
@@ -232,9 +239,11 @@ impl RuleBook {
                     hash,
                     exact: Vec::new(),
                     rules: None,
+                    // None so far: one empty list for all.
                     breakers: Rc::clone(&self.unmatched),
                     needs_status: false,
                     is_watched: false,
+                    has_series: false,
                     node,
                 });
                 let resources = &self.resources;
@@ -311,6 +320,36 @@ impl RuleBook {
         unmatched.extend_from_slice(&self.everywhere);
         ascending(&mut unmatched);
         self.unmatched = unmatched.into();
+        self.allot_series();
+    }
+
+    /// Says whose statistics are shown under their own names: as many as the bound allows, those of rules that no
+    /// resource's name leads to first.
+    fn allot_series(&mut self) {
+        let mut left = self.series_max.saturating_sub(SERIES_PER_RESOURCE);
+        let mut take = |wanted: u32| {
+            let has_series = left >= wanted;
+            left -= if has_series { wanted } else { 0 };
+            has_series
+        };
+        for state in &mut self.rules {
+            if !matches!(state.rule.target(), Some(Target::Resource(_))) {
+                state.has_series = take(SERIES_PER_RULE);
+            }
+        }
+        for resource in &mut self.resources {
+            let rules = u32::try_from(resource.exact.len()).unwrap_or(u32::MAX);
+            let wanted = rules.saturating_mul(SERIES_PER_RULE).saturating_add(SERIES_PER_RESOURCE);
+            // What repeats others' counts has none.
+            resource.has_series = *resource.name != *INBOUND && take(wanted);
+            for &index in &resource.exact {
+                if let Some(state) =
+                    usize::try_from(index).ok().and_then(|index| self.rules.get_mut(index))
+                {
+                    state.has_series = resource.has_series;
+                }
+            }
+        }
     }
 
     /// Frees a slice of a set that is no longer in force. `false` when there is nothing left.
@@ -372,8 +411,8 @@ impl Upcoming {
             } else if self.is_linked {
                 return Ok(true);
             } else {
-                // Thousands of patterns are a slice of their own.
-                let is_slice = self.book.patterns.len() > SLICE_RULES;
+                // Of thousands of rules that is a slice of its own.
+                let is_slice = self.book.rules.len() > SLICE_RULES;
                 if is_slice && done > 0 {
                     return Ok(false);
                 }

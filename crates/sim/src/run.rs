@@ -48,6 +48,8 @@ pub struct Report {
     pub waited: u64,
     /// How long after its slot the latest of them went on, in nanoseconds.
     pub latest: u64,
+    /// When the last of them went on, in nanoseconds since the start.
+    pub all_gone: u64,
     /// How breakers have moved.
     pub moves: Moves,
     /// Breakers that are not closed at the end.

@@ -418,6 +418,7 @@ impl<'a> World<'a> {
         self.goes_on(slot.min(until), stream)?;
         let late = self.clock().since(settled.min(until));
         self.report.latest = self.report.latest.max(late.get());
+        self.report.all_gone = self.elapsed();
         if late > TICK && self.scenario.is_faultless() && self.scenario.stall_one_in == 0 {
             let late_ms = late.as_millis();
             return Err(format!("request {stream} goes on {late_ms} ms after its slot"));

@@ -7,5 +7,6 @@
 
 mod contract;
 mod failure;
+mod many_rules;
 mod scenarios;
 mod swarm;

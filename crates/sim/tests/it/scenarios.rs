@@ -390,3 +390,46 @@ fn permits_that_are_kept_are_counted_also_beside_batches() {
         assert!(report.admitted > 3_000, "seed {seed}: {report:?}");
     }
 }
+
+#[test]
+fn a_rule_that_is_gone_lets_those_go_who_wait_for_it_and_those_of_others_keep_their_slots() {
+    let both = || {
+        vec![throttling("slow", "GET:/", 2.0, 60_000), throttling("fast", "GET:/", 20.0, 60_000)]
+    };
+    let traffic = Scenario::quiet(2, both()).with("GET:/", flood(60));
+    let until = |rules: Vec<Rule>| {
+        let scenario = Scenario {
+            rule_sets: vec![(0, both()), (500 * MS, rules)],
+            duration: 450 * MS,
+            ..traffic.clone()
+        };
+        // The checker sees to it that nobody goes too early or late.
+        SEEDS
+            .map(|seed| run(seed, &scenario))
+            .map(|report| (report.waited, report.all_gone))
+            .collect::<Vec<_>>()
+    };
+    for (waited, ended) in until(Vec::new()) {
+        assert!(waited > 10 && ended < SECOND, "{waited} waited until {ended}");
+    }
+    for (waited, ended) in until(both().split_off(1)) {
+        // 27 or so at 20 a second.
+        assert!(
+            waited > 10 && (SECOND..3 * SECOND).contains(&ended),
+            "{waited} waited until {ended}"
+        );
+    }
+    let only_counts = vec![
+        shadow(throttling("slow", "GET:/", 2.0, 60_000)),
+        throttling("fast", "GET:/", 20.0, 60_000),
+    ];
+    for (waited, ended) in until(only_counts) {
+        assert!(
+            waited > 10 && (SECOND..3 * SECOND).contains(&ended),
+            "{waited} waited until {ended}"
+        );
+    }
+    for (waited, ended) in until(both()) {
+        assert!(waited > 10 && ended > 5 * SECOND, "{waited} waited until {ended}");
+    }
+}

@@ -1,0 +1,244 @@
+//! What ten thousand rules for other resources cost a request and an idle worker: nothing.
+//!
+//! Host calls are counted. Time is the least of many tries, so that a busy machine does not matter, and the bounds are wide:
+//! whatever goes through all rules, at a nanosecond each, is far beyond them.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use sentinel_core::{
+    config::Settings,
+    param::{Param, ParamValue, Request},
+    rule::{Rule, Target},
+};
+use sentinel_engine::{
+    host::{Cas, Host, HostError, Meter, MetricId, MetricKind, Queue, Signal, Stored},
+    service::Service,
+    worker::{Call, Outcome, Verdict, Worker},
+};
+use sentinel_sim::{
+    host::SimHost,
+    process::Process,
+    rules::{flow, isolation},
+    scenario::config,
+};
+use sentinel_wire::key::Key;
+
+/// A host that counts its calls.
+struct Counting {
+    host: SimHost<'static>,
+    calls: u64,
+}
+
+impl Counting {
+    fn count(&mut self) -> &mut SimHost<'static> {
+        self.calls += 1;
+        &mut self.host
+    }
+}
+
+impl Host for Counting {
+    fn monotonic_ns(&mut self) -> u64 {
+        self.count().monotonic_ns()
+    }
+
+    fn wall_ns(&mut self) -> u64 {
+        self.count().wall_ns()
+    }
+
+    fn random(&mut self) -> u64 {
+        self.count().random()
+    }
+
+    fn load(&mut self, key: Key, value: &mut Vec<u8>) -> Result<Option<Cas>, HostError> {
+        self.count().load(key, value)
+    }
+
+    fn store(&mut self, key: Key, value: &[u8], expected: Cas) -> Result<Stored, HostError> {
+        self.count().store(key, value, expected)
+    }
+
+    fn create(&mut self, key: Key, value: &[u8]) -> Result<Stored, HostError> {
+        self.count().create(key, value)
+    }
+
+    fn register_queue(&mut self) -> Result<Queue, HostError> {
+        self.count().register_queue()
+    }
+
+    fn resolve_queue(&mut self) -> Result<Option<Queue>, HostError> {
+        self.count().resolve_queue()
+    }
+
+    fn enqueue(&mut self, queue: Queue, frame: &[u8]) -> Result<(), HostError> {
+        self.count().enqueue(queue, frame)
+    }
+
+    fn dequeue(&mut self, queue: Queue, frame: &mut Vec<u8>) -> Result<bool, HostError> {
+        self.count().dequeue(queue, frame)
+    }
+
+    fn level(&mut self, signal: Signal) -> u64 {
+        self.count().level(signal)
+    }
+
+    fn raise(&mut self, signal: Signal) {
+        self.count().raise(signal);
+    }
+}
+
+impl Meter for Counting {
+    fn define(&mut self, kind: MetricKind, name: &str) -> Result<MetricId, HostError> {
+        self.count().define(kind, name)
+    }
+
+    fn add(&mut self, counter: MetricId, delta: u64) {
+        self.count().add(counter, delta);
+    }
+
+    fn set(&mut self, gauge: MetricId, value: u64) {
+        self.count().set(gauge, value);
+    }
+
+    fn record(&mut self, histogram: MetricId, value: u64) {
+        self.count().record(histogram, value);
+    }
+}
+
+/// A request that nothing can be asked of.
+struct Nothing;
+
+impl Request for Nothing {
+    fn param(&mut self, _: &Param) -> Option<ParamValue> {
+        None
+    }
+
+    fn arg(&mut self, _: i32) -> Option<ParamValue> {
+        None
+    }
+
+    fn origin(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn path(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+struct Proxy {
+    process: Rc<RefCell<Process>>,
+    host: Counting,
+    worker: Worker,
+}
+
+impl Proxy {
+    fn start(rules: Vec<Rule>) -> Self {
+        let process = Rc::new(RefCell::new(Process::new(1, 1_900_000_020_000_000_000)));
+        let mut host = SimHost::undisturbed(&process, 0);
+        Service::configure(&mut host, config(rules, Settings::DEFAULT));
+        let mut host = Counting { host: SimHost::undisturbed(&process, 1), calls: 0 };
+        let worker = Worker::start(&mut host);
+        assert_eq!(worker.rules_version(), 1);
+        Self { process, host, worker }
+    }
+
+    fn ask(&mut self, resource: &str) {
+        let call = Call {
+            resource: resource.as_bytes(),
+            batch: 1,
+            inbound: true,
+            stream: 1,
+            before_first_rules: None,
+        };
+        match self.worker.enter(&mut self.host, &call, &mut Nothing) {
+            Verdict::Pass(entry) => self.worker.exit(&mut self.host, entry, Outcome::OK),
+            refused => panic!("{resource} is refused: {refused:?}"),
+        }
+    }
+
+    fn tick_after(&mut self, millis: u64) {
+        self.process.borrow_mut().monotonic_ns += millis * 1_000_000;
+        self.worker.tick(&mut self.host);
+    }
+
+    /// Host calls of one `act`, and the least time that it took.
+    fn cost(&mut self, mut act: impl FnMut(&mut Self)) -> (u64, Duration) {
+        let mut calls = u64::MAX;
+        let mut least = Duration::MAX;
+        for _ in 0..300 {
+            let before = self.host.calls;
+            let start = Instant::now();
+            act(self);
+            least = least.min(start.elapsed());
+            calls = calls.min(self.host.calls - before);
+        }
+        (calls, least)
+    }
+}
+
+/// One rule for `one`, and so many for others.
+fn beside(others: usize) -> Vec<Rule> {
+    let flows = (0..others / 2).map(|n| flow(&format!("f{n}"), &format!("GET:/f{n}"), 1e9, 1_000));
+    let places =
+        (others / 2..others).map(|n| isolation(&format!("i{n}"), &format!("GET:/i{n}"), 9));
+    let one = flow("one", "one", 1e9, 1_000);
+    flows.chain(places).chain([one]).collect()
+}
+
+#[track_caller]
+fn check_alike((calls, time): (u64, Duration), (calls_beside, time_beside): (u64, Duration)) {
+    assert_eq!(calls, calls_beside);
+    let most = time * 3 + Duration::from_micros(5);
+    assert!(time_beside <= most, "{time:?} alone and {time_beside:?} beside ten thousand");
+}
+
+#[test]
+fn a_request_costs_the_same_beside_ten_thousand_rules_for_others() {
+    for resource in ["one", "GET:/nobodys"] {
+        let [alone, beside] = [0, 9_999].map(|others| {
+            let mut proxy = Proxy::start(beside(others));
+            proxy.cost(|proxy| (0..10).for_each(|_| proxy.ask(resource)))
+        });
+        check_alike(alone, beside);
+    }
+}
+
+#[test]
+fn an_idle_worker_costs_the_same_with_ten_thousand_rules() {
+    for millis in [10, 1_000] {
+        let [alone, beside] = [0, 9_999].map(|others| {
+            let mut proxy = Proxy::start(beside(others));
+            // All have been used, and none is in use any more.
+            (0..others / 2).for_each(|n| proxy.ask(&format!("GET:/f{n}")));
+            (others / 2..others).for_each(|n| proxy.ask(&format!("GET:/i{n}")));
+            (0..5).for_each(|_| proxy.tick_after(1_000));
+            proxy.cost(|proxy| proxy.tick_after(millis))
+        });
+        check_alike(alone, beside);
+    }
+}
+
+#[test]
+fn a_name_costs_the_same_with_five_thousand_patterns_for_others() {
+    let pattern = |n: usize| {
+        let mut rule = flow(&format!("p{n}"), "", 1e9, 1_000);
+        if let Rule::Flow(flow) = &mut rule {
+            flow.target = Target::Pattern(format!("GET:/service-{n}/users/[0-9]+"));
+        }
+        rule
+    };
+    let [alone, beside] = [1, 5_000].map(|count| {
+        let mut proxy = Proxy::start((0..count).map(pattern).collect());
+        let mut user = 0;
+        proxy.cost(|proxy| {
+            // A new one each time.
+            user += 1;
+            proxy.ask(&format!("GET:/service-0/users/{user}"));
+        })
+    });
+    check_alike(alone, beside);
+}
