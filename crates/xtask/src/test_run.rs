@@ -3,6 +3,7 @@
 //! Cheap steps come first. A failed step does not end the run, since whoever repairs it wants to know of the others;
 //! only the steps that cannot do without it are left out, and counted as failed.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub(crate) enum Step {
     Unit,
     /// The modules compile and are fit for Envoy.
     Modules,
-    /// The oldest and the newest Envoy are there.
+    /// The oldest and the newest Envoy are there, and those between.
     Envoy,
     /// The engine keeps its promises in a simulated Envoy.
     Simulation,
@@ -135,7 +136,7 @@ impl Step {
             }
             Self::Envoy => {
                 envoys()?;
-                Ok(Tally { passed: 2, failed: 0 })
+                Ok(Tally { passed: 3, failed: 0 })
             }
             Self::Simulation => commands::sim::run(&commands::sim::Arguments {
                 seed: Some(1),
@@ -193,7 +194,7 @@ fn unit(workspace: &Workspace) -> Result<Tally> {
 
 fn integration(workspace: &Workspace) -> Result<Tally> {
     // Both are there already if their steps ran; with `--only` this is what makes them.
-    let (newest, oldest) = envoys()?;
+    let (newest, oldest, between) = envoys()?;
     let shipping = modules::build(workspace, Flavour::Shipping)?;
     let faults = modules::build(workspace, Flavour::Faults)?;
     let mut cargo = in_project(workspace, "test", &["--package", INTEGRATION, "--no-fail-fast"]);
@@ -201,13 +202,19 @@ fn integration(workspace: &Workspace) -> Result<Tally> {
         .env("SENTINEL_DIST", shipping.folder)
         .env("SENTINEL_FAULTS_DIST", faults.folder)
         .env("ENVOY", newest)
-        .env("ENVOY_1_36", oldest);
+        .env("ENVOY_1_36", oldest)
+        .env("ENVOYS", between);
     counted(cargo)
 }
 
-/// The Envoy under test and the oldest one.
-fn envoys() -> Result<(PathBuf, PathBuf)> {
-    Ok((envoy::envoy(None)?, envoy::envoy(Some(envoy::OLDEST))?))
+/// The Envoy under test, the oldest one, and a list of those between.
+fn envoys() -> Result<(PathBuf, PathBuf, OsString)> {
+    let between: Vec<_> = envoy::BETWEEN
+        .into_iter()
+        .map(|version| envoy::envoy(Some(version)))
+        .collect::<Result<_>>()?;
+    let between = std::env::join_paths(between).context("a path of Envoy has a colon in it")?;
+    Ok((envoy::envoy(None)?, envoy::envoy(Some(envoy::OLDEST))?, between))
 }
 
 fn in_project(workspace: &Workspace, subcommand: &str, arguments: &[&str]) -> Command {
