@@ -12,11 +12,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Bootstrap, ENDPOINT, FILES, PORT, at, named};
 use crate::stats::Stats;
 use crate::{client, clock};
 
@@ -70,6 +70,8 @@ impl Envoy {
         }
         let mut root = bootstrap.render()?;
         change(&mut root)?;
+        // So must the cluster in which the service asks for rule files.
+        let _files = reserve_files_port(&mut root)?;
         let directory = tempfile::tempdir().context("cannot make a directory for Envoy's files")?;
         let configuration = directory.path().join("envoy.json");
         fs::write(&configuration, root.to_string())
@@ -84,6 +86,10 @@ impl Envoy {
             .arg(&admin_file)
             .args(["--concurrency", &workers.to_string()])
             .args(["--disable-hot-restart", "--file-flush-interval-msec", "50"])
+            // Who it is for sources of xDS.
+            .args(["--service-node", "sentinel", "--service-cluster", "sentinel"])
+            // How long a listener that has been replaced lives on, at most.
+            .args(["--drain-time-s", &DRAIN.as_secs().to_string()])
             .args(["--log-level", "warn", "--component-log-level", "wasm:info"])
             .stdin(Stdio::null())
             .stdout(printed.try_clone().context("cannot share Envoy's log")?)
@@ -229,6 +235,20 @@ impl Envoy {
         Ok(log.lines().filter(|line| line.contains(text)).map(str::to_owned).collect())
     }
 
+    /// The whole lines that it has printed after the first `from` bytes; `from` then counts these too.
+    ///
+    /// # Errors
+    ///
+    /// When the log cannot be read.
+    pub fn log_since(&self, from: &mut usize) -> Result<Vec<String>> {
+        let log = fs::read(&self.log).context("cannot read Envoy's log")?;
+        let new = log.get(*from..).unwrap_or_default();
+        let whole = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        *from += whole;
+        let text = String::from_utf8_lossy(new.get(..whole).unwrap_or_default()).into_owned();
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// Fails if the process has ended, with the last lines it printed.
     ///
     /// # Errors
@@ -266,6 +286,35 @@ impl Envoy {
     }
 }
 
+/// Whether this Envoy has a file server that follows edits: 1.40 has.
+///
+/// # Errors
+///
+/// When it does not say which version it is.
+pub fn serves_files(binary: &Path) -> Result<bool> {
+    let said = Command::new(binary)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("cannot start Envoy ({})", binary.display()))?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let version = said.split_once("version: ").and_then(|(_, rest)| rest.split('/').nth(1));
+    let minor = version.and_then(|version| version.strip_prefix("1.")?.split('.').next());
+    let minor: Option<u32> = minor.and_then(|minor| minor.parse().ok());
+    let minor = minor.with_context(|| format!("Envoy gives its version as `{}`", said.trim()))?;
+    Ok(minor >= 40)
+}
+
+/// Where Envoy shall serve rule files on a port of the system's choice, that port, for listener and cluster.
+fn reserve_files_port(root: &mut Value) -> Result<Option<TcpSocket>> {
+    let port = named(root, "listeners", FILES).and_then(|listener| at(listener, PORT)).ok();
+    let Some(listens) = port.filter(|port| **port == 0) else { return Ok(None) };
+    let (socket, port) = reserved_port()?;
+    *listens = json!(port);
+    let cluster = named(root, "clusters", FILES)?;
+    *at(cluster, &format!("{ENDPOINT}/port_value"))? = json!(port);
+    Ok(Some(socket))
+}
+
 /// A loopback port that nobody else gets while the socket lives, but that Envoy can listen on: on Linux two sockets may
 /// be bound to one port if both say so (`SO_REUSEADDR`) and at most one listens.
 fn reserved_port() -> Result<(TcpSocket, u16)> {
@@ -276,7 +325,7 @@ fn reserved_port() -> Result<(TcpSocket, u16)> {
         let port = socket.local_addr()?.port();
         Ok((socket, port))
     };
-    reserve().context("cannot reserve a port for Envoy's admin endpoint")
+    reserve().context("cannot reserve a port for Envoy")
 }
 
 impl Drop for Envoy {
@@ -300,4 +349,6 @@ impl fmt::Debug for Envoy {
 }
 
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a listener that has been replaced or removed lives on for the connections that it has, at most.
+pub const DRAIN: Duration = Duration::from_secs(5);
 const LAST_LINES: usize = 15;

@@ -5,8 +5,8 @@
 //! only read to be compared with them.
 //!
 //! In the order of a run: [`bootstrap`] makes Envoy's configuration out of `envoy/envoy.yaml`, [`envoy`] starts
-//! it, [`upstream`] stands behind it and [`load`], [`client`] and [`hanging`] in front, [`windows`] and [`pacing`] judge. [`demo`], [`up`],
-//! [`accuracy`], [`cost`], [`reaction`] and [`rules_bench`] are what commands do.
+//! it, [`upstream`] stands behind it, [`rule_server`] and [`xds`] change what it goes by, and [`load`], [`client`] and [`hanging`] stand in front,
+//! [`windows`] and [`pacing`] judge. [`demo`], [`up`], [`accuracy`], [`cost`], [`reaction`] and [`rules_bench`] are what commands do.
 
 pub mod accuracy;
 pub mod bootstrap;
@@ -19,9 +19,11 @@ pub mod hanging;
 pub mod load;
 pub mod pacing;
 pub mod reaction;
+pub mod rule_server;
 pub mod rules;
 pub mod rules_bench;
 pub mod stats;
 pub mod up;
 pub mod upstream;
 pub mod windows;
+pub mod xds;

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -84,12 +86,14 @@ pub enum Rate {
 }
 
 /// When it is enough.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Until {
     /// After so long.
     Elapsed(Duration),
     /// After so many requests.
     Sent(u64),
+    /// As soon as this says so.
+    Stopped(Arc<AtomicBool>),
 }
 
 /// A whole run of load.
@@ -259,7 +263,7 @@ impl Shared {
             templates,
             cycle,
             rate: plan.rate,
-            until: plan.until,
+            until: plan.until.clone(),
             start: Cell::new(None),
             next: Cell::new(0),
             span: Cell::new(None),
@@ -279,9 +283,10 @@ impl Shared {
             }
             Rate::Max => now,
         };
-        let enough = match self.until {
-            Until::Elapsed(span) => now.max(due) >= start + span,
-            Until::Sent(count) => turn >= count,
+        let enough = match &self.until {
+            Until::Elapsed(span) => now.max(due) >= start + *span,
+            Until::Sent(count) => turn >= *count,
+            Until::Stopped(stopped) => stopped.load(Ordering::Relaxed),
         };
         if enough {
             return None;
@@ -422,12 +427,25 @@ async fn ask(
     server: SocketAddr,
     request: Request<Empty<Bytes>>,
 ) -> Result<(u16, Option<String>)> {
-    let connection = match sender {
-        Some(connection) if !connection.is_closed() => connection,
-        Some(_) | None => sender.insert(connect(server).await?),
+    // Of what the other side has closed meanwhile, nothing was sent: it goes again, over a new connection.
+    let again = request.clone();
+    let mut old = None;
+    if let Some(connection) = sender.as_mut().filter(|connection| !connection.is_closed())
+        && connection.ready().await.is_ok()
+    {
+        old = match connection.send_request(request).await {
+            Err(error) if error.is_canceled() => None,
+            answered => Some(answered?),
+        };
+    }
+    let mut response = match old {
+        Some(response) => response,
+        None => {
+            let connection = sender.insert(connect(server).await?);
+            connection.ready().await?;
+            connection.send_request(again).await?
+        }
     };
-    connection.ready().await?;
-    let mut response = connection.send_request(request).await?;
     let status = response.status().as_u16();
     let rule =
         response.headers().get(RULE_HEADER).and_then(|rule| rule.to_str().ok()).map(str::to_owned);

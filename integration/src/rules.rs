@@ -32,7 +32,7 @@ pub fn read(directory: &Path) -> Result<Vec<Value>> {
     Ok(documents)
 }
 
-/// The rule files of a directory, by name.
+/// The rule files of a directory, by name. Its index, if it has one, is none of them.
 ///
 /// # Errors
 ///
@@ -48,7 +48,8 @@ pub fn files(directory: &Path) -> Result<Vec<PathBuf>> {
             .is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known));
         // Editors and ConfigMap mounts leave hidden files and directories beside the rules.
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if named_so && !hidden {
+        let index = path.file_name().is_some_and(|name| name == INDEX);
+        if named_so && !hidden && !index {
             files.push(path);
         }
     }
@@ -166,6 +167,9 @@ pub fn limits(documents: &[Value]) -> Vec<Limit> {
 pub fn is_default(rule: &Value, field: &str, default: &str) -> bool {
     rule.get(field).is_none_or(|value| value == default || value == 0)
 }
+
+/// What the list of a directory's rule files is called.
+pub const INDEX: &str = "index.yaml";
 
 #[cfg(test)]
 mod tests {

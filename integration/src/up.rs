@@ -1,23 +1,27 @@
 //! What `cargo xtask up` does: Envoy on loopback with both modules, until interrupted.
 //!
-//! Edits of the rules directory are followed: once two looks in a row see the same new files, they are checked, and
-//! if they are good Envoy is started again with them. A bad edit changes nothing and says why.
+//! Edits of the rules directory are followed by the service itself: it reads an index of the directory, which is kept
+//! here, and the files that the index lists, all of them through Envoy. Envoy 1.40 serves the files as they stand in the
+//! directory, so that edits are followed also while nobody keeps the index; older ones answer with routes that are
+//! written anew after each edit. What the service says of its rules is printed: which set is in force, and what is wrong
+//! with an edit that it does not use.
 
 use std::fs;
 use std::io::Write;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::bootstrap::{Bootstrap, Sentinel};
-use crate::envoy::Envoy;
-use crate::rules;
+use crate::bootstrap::{ADMIN_CLUSTER, Bootstrap, Configuration, FILES, Files, Sentinel};
+use crate::envoy::{self, Envoy};
 use crate::upstream::Upstream;
+use crate::xds::{self, Discovery};
+use crate::{clock, rules};
 
 /// What is started, and where.
 #[derive(Clone, Debug)]
@@ -30,11 +34,11 @@ pub struct Options {
     pub rules: PathBuf,
     /// Envoy's worker threads, at least 1.
     pub workers: u32,
-    /// Where clients connect, on loopback.
+    /// Where clients connect, on loopback; 0: a port that the system chooses.
     pub port: u16,
-    /// Envoy's admin endpoint, on loopback.
+    /// Envoy's admin endpoint, on loopback; 0: a port that the system chooses.
     pub admin_port: u16,
-    /// The console, on loopback.
+    /// The console, on loopback; 0: a port that the system chooses.
     pub console_port: u16,
 }
 
@@ -51,72 +55,238 @@ pub fn up(
     out: &mut dyn Write,
 ) -> Result<()> {
     let mut interrupt = Interrupt::new()?;
-    let mut in_force = Snapshot::of(&options.rules)?;
     check(&options.rules)?;
-    let mut documents = rules::read(&options.rules)?;
-    let upstream = Upstream::start(0)?;
-    let mut envoy = start(options, &documents, upstream.address())?;
-    write_addresses(out, &envoy, &upstream)?;
-    write_things_to_try(out, &envoy, &documents)?;
+    let documents = rules::read(&options.rules)?;
+    let mut up = Up::start(options, out)?;
+    write_addresses(out, up.envoy(), up.upstream())?;
+    write_things_to_try(out, up.envoy(), &documents)?;
     writeln!(out, "following edits in {}; Ctrl-C ends it", options.rules.display())?;
-
-    let mut last_look = in_force.clone();
     while !interrupt.within(BETWEEN_LOOKS) {
-        envoy.still_running()?;
-        let look = Snapshot::of(&options.rules)?;
-        let settled = look == last_look;
-        last_look = look;
-        if !settled || last_look == in_force {
-            continue;
-        }
-        in_force = last_look.clone();
-        match check(&options.rules).and_then(|()| rules::read(&options.rules)) {
-            Ok(edited) => {
-                drop(envoy);
-                envoy = match start(options, &edited, upstream.address()) {
-                    Ok(started) => {
-                        documents = edited;
-                        writeln!(
-                            out,
-                            "the rules have changed: Envoy runs again, with the new ones"
-                        )?;
-                        started
-                    }
-                    Err(error) => {
-                        writeln!(
-                            out,
-                            "Envoy refuses the edited rules, so the ones before are back in force: {error:#}"
-                        )?;
-                        start(options, &documents, upstream.address())?
-                    }
-                };
-            }
-            Err(error) => {
-                writeln!(
-                    out,
-                    "the edit is not used, the rules before it stay in force: {error:#}"
-                )?;
-            }
-        }
+        up.follow(out)?;
     }
     writeln!(out, "interrupted: Envoy and the upstream are stopped")?;
     Ok(())
 }
 
-fn start(options: &Options, documents: &[Value], upstream: SocketAddr) -> Result<Envoy> {
-    let bootstrap = Bootstrap {
-        port: options.port,
-        admin_port: options.admin_port,
-        upstream,
-        sentinel: Some(Sentinel::with_rules(&options.dist, documents)?),
-        console_port: options.console_port,
-        access_log: None,
-    };
-    Envoy::start(&options.envoy, options.workers, &bootstrap).with_context(|| {
-        format!(
-            "Envoy did not start on ports {}, {} and {} (is another one holding them?)",
-            options.port, options.admin_port, options.console_port
-        )
+/// What runs, and the directory that it follows.
+#[derive(Debug)]
+pub struct Up {
+    envoy: Envoy,
+    upstream: Upstream,
+    shelf: Shelf,
+    /// How much of Envoy's log has been looked at.
+    read: usize,
+}
+
+impl Up {
+    /// Starts Envoy and the upstream, and waits until the rules of the directory are in force.
+    ///
+    /// # Errors
+    ///
+    /// When a port is taken, Envoy ends by itself, or the service does not take the rules: then with what it says.
+    pub fn start(options: &Options, out: &mut dyn Write) -> Result<Self> {
+        let mut shelf = Shelf::new(options)?;
+        shelf.renew()?;
+        let service = json!({
+            "sources": [{
+                "name": "rules",
+                "file": {"cluster": FILES, "path": INDEX_PATH},
+                "intervalMs": INTERVAL_MS,
+            }],
+            "envoyStats": {"cluster": ADMIN_CLUSTER},
+        });
+        let upstream = Upstream::start(0)?;
+        let bootstrap = Bootstrap {
+            port: options.port,
+            admin_port: options.admin_port,
+            upstream: upstream.address(),
+            sentinel: Some(Sentinel {
+                service: Some(Configuration::Text(service.to_string())),
+                files: Some(shelf.files()),
+                ..Sentinel::with_rules(&options.dist, &[])?
+            }),
+            console_port: options.console_port,
+            access_log: None,
+        };
+        let envoy =
+            Envoy::start(&options.envoy, options.workers, &bootstrap).with_context(|| {
+                format!(
+                    "Envoy did not start on ports {}, {} and {} (is another one holding them?)",
+                    options.port, options.admin_port, options.console_port
+                )
+            })?;
+        let mut up = Self { envoy, upstream, shelf, read: 0 };
+        let mut said = String::new();
+        let waited = clock::wait_for("the rules to be in force", START_PATIENCE, || {
+            up.envoy.still_running()?;
+            let news = up.news()?;
+            let in_force = news.iter().any(|line| line.starts_with(IN_FORCE));
+            said.extend(news.into_iter().map(|line| line + "\n"));
+            Ok(in_force.then_some(()))
+        });
+        write!(out, "{said}")?;
+        waited.with_context(|| format!("{:?}", up.envoy))?;
+        Ok(up)
+    }
+
+    /// The running Envoy.
+    #[must_use]
+    pub fn envoy(&self) -> &Envoy {
+        &self.envoy
+    }
+
+    /// What stands behind it.
+    #[must_use]
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// Looks after the directory and Envoy once, and writes what the service has said meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When Envoy has ended, or the directory cannot be read.
+    pub fn follow(&mut self, out: &mut dyn Write) -> Result<()> {
+        self.envoy.still_running()?;
+        self.shelf.renew()?;
+        for line in self.news()? {
+            writeln!(out, "{line}")?;
+        }
+        Ok(())
+    }
+
+    /// What the service has said since the last call.
+    fn news(&mut self) -> Result<Vec<String>> {
+        let lines = self.envoy.log_since(&mut self.read)?;
+        Ok(lines.iter().filter_map(|line| said_of_rules(line)).map(str::to_owned).collect())
+    }
+}
+
+/// What the service says of rules in a line of Envoy's log, if it does. What it says of everything else, such as breakers,
+/// is for that log.
+fn said_of_rules(line: &str) -> Option<&str> {
+    let (_, said) = line.split_once("wasm log ")?.1.split_once(": ")?;
+    let said = said.strip_prefix("service: ").unwrap_or(said);
+    [IN_FORCE, REFUSED, "source "].iter().any(|begins| said.starts_with(begins)).then_some(said)
+}
+
+/// How Envoy gets at the files of the directory.
+#[derive(Debug)]
+struct Shelf {
+    directory: PathBuf,
+    /// What paths of requests for its files begin with, and so how the service calls them: as they are called on the
+    /// command line, where that can be.
+    prefix: String,
+    kept: Kept,
+    _made: TempDir,
+}
+
+/// What is written when the directory has changed.
+#[derive(Debug)]
+enum Kept {
+    /// The list of the files: their contents Envoy reads itself.
+    Index { file: PathBuf, written: Option<String> },
+    /// Routes with the contents of all files, once two looks in a row have seen the same.
+    Routes { routes: Discovery, seen: Look, written: Option<Look> },
+}
+
+/// All files: paths and contents.
+type Look = Vec<(String, String)>;
+
+impl Shelf {
+    fn new(options: &Options) -> Result<Self> {
+        let made = tempfile::tempdir().context("cannot make a directory for Envoy's files")?;
+        let kept = if envoy::serves_files(&options.envoy)? {
+            Kept::Index { file: made.path().join(rules::INDEX), written: None }
+        } else {
+            let routes = Discovery::at(made.path().join("routes.json"));
+            Kept::Routes { routes, seen: Look::new(), written: None }
+        };
+        let directory = std::path::absolute(&options.rules)
+            .with_context(|| format!("cannot find {}", options.rules.display()))?;
+        Ok(Self { prefix: prefix(&options.rules), directory, kept, _made: made })
+    }
+
+    /// What Envoy is told.
+    fn files(&self) -> Files {
+        match &self.kept {
+            Kept::Index { file, .. } => {
+                let made = file.parent().unwrap_or(file).join("");
+                Files::Served(vec![
+                    ("/".to_owned(), made),
+                    (self.prefix.clone(), self.directory.clone()),
+                ])
+            }
+            Kept::Routes { routes, .. } => Files::Routed(routes.file().to_owned()),
+        }
+    }
+
+    /// Writes what has changed since the last look.
+    fn renew(&mut self) -> Result<()> {
+        let files = rules::files(&self.directory)?;
+        let paths: Vec<String> = files.iter().map(|file| self.path_of(file)).collect();
+        let listed: Vec<&str> = paths.iter().map(|path| path.trim_start_matches('/')).collect();
+        let index = json!({"files": listed}).to_string();
+        match &mut self.kept {
+            Kept::Index { file, written } => {
+                if written.as_ref() != Some(&index) {
+                    xds::replace(file, &index)?;
+                    *written = Some(index);
+                }
+            }
+            Kept::Routes { routes, seen, written } => {
+                let mut look = vec![(INDEX_PATH.to_owned(), index)];
+                for (file, path) in files.iter().zip(paths) {
+                    // A file that vanishes between listing and reading is an edit under way: the next look sees it.
+                    let contents = fs::read(file).unwrap_or_default();
+                    look.push((path, String::from_utf8_lossy(&contents).into_owned()));
+                }
+                let settled = written.is_none() || look == *seen;
+                if settled && written.as_ref() != Some(&look) {
+                    routes.write(&[xds::direct_routes(&look)])?;
+                    *written = Some(look.clone());
+                }
+                *seen = look;
+            }
+        }
+        Ok(())
+    }
+
+    fn path_of(&self, file: &Path) -> String {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        format!("{}/{}", self.prefix, escaped(&name))
+    }
+}
+
+/// What the paths of requests for the files of a directory begin with: `/shop/rules` for `shop/rules`. Where its name
+/// does not fit into a path, or would have to lead upwards, `/rules`.
+fn prefix(directory: &Path) -> String {
+    let mut prefix = String::new();
+    for part in directory.components() {
+        match part {
+            Component::CurDir | Component::RootDir => {}
+            Component::Normal(name) if name.to_str().is_some_and(|name| escaped(name) == name) => {
+                prefix.push('/');
+                prefix.push_str(&name.to_string_lossy());
+            }
+            Component::Normal(_) | Component::ParentDir | Component::Prefix(_) => {
+                return "/rules".to_owned();
+            }
+        }
+    }
+    if prefix.is_empty() { "/rules".to_owned() } else { prefix }
+}
+
+/// A file's name as it stands in a path.
+fn escaped(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    name.bytes().fold(String::new(), |mut escaped, byte| {
+        if plain(byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+        escaped
     })
 }
 
@@ -154,18 +324,6 @@ fn write_things_to_try(out: &mut dyn Write, envoy: &Envoy, documents: &[Value]) 
     Ok(())
 }
 
-/// The rule files of a directory with their contents.
-#[derive(Clone, Debug, PartialEq)]
-struct Snapshot(Vec<(PathBuf, Option<Vec<u8>>)>);
-
-impl Snapshot {
-    fn of(directory: &Path) -> Result<Self> {
-        // A file that vanishes between listing and reading is an edit under way: the next look sees it.
-        let read = |file: PathBuf| (file.clone(), fs::read(file).ok());
-        Ok(Self(rules::files(directory)?.into_iter().map(read).collect()))
-    }
-}
-
 /// SIGINT and SIGTERM, from the moment it is made.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
@@ -198,4 +356,39 @@ impl Interrupt {
     }
 }
 
-const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// How often the service looks at the files.
+const INTERVAL_MS: u32 = 500;
+/// Where the index is asked for.
+const INDEX_PATH: &str = "/index.yaml";
+const START_PATIENCE: Duration = Duration::from_secs(20);
+/// How the service begins to say that it has published a set.
+const IN_FORCE: &str = "rule set ";
+/// And why it has not.
+const REFUSED: &str = "rules refused: ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_calls_files_as_they_are_called_on_the_command_line() {
+        let prefix_of = |path: &str| prefix(Path::new(path));
+
+        assert_eq!(prefix_of("rules"), "/rules");
+        assert_eq!(prefix_of("./shop/rules/"), "/shop/rules");
+        assert_eq!(prefix_of("/etc/sentinel"), "/etc/sentinel");
+        assert_eq!(prefix_of("../elsewhere"), "/rules");
+        assert_eq!(prefix_of("my rules"), "/rules");
+        assert_eq!(prefix_of("."), "/rules");
+        assert_eq!(escaped("two words.yaml"), "two%20words.yaml");
+    }
+
+    #[test]
+    fn only_what_the_service_says_of_rules_is_printed() {
+        let line = "[2026-01-01][1][error][wasm] [x.cc:1] wasm log sentinel: rules refused: a.yaml:1:1: it";
+        assert_eq!(said_of_rules(line), Some("rules refused: a.yaml:1:1: it"));
+        assert_eq!(said_of_rules("wasm log sentinel: breaker a: closed → open"), None);
+        assert_eq!(said_of_rules("source/server.cc: rules refused: none"), None);
+    }
+}
