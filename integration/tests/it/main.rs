@@ -12,6 +12,7 @@
 
 mod authority;
 mod breaker;
+mod changes;
 mod configuration;
 mod console;
 mod every_kind;
@@ -28,6 +29,9 @@ mod pacing;
 mod path;
 mod reply;
 mod service;
+mod sources;
 mod system;
 mod together;
+mod up;
 mod world;
+mod xds;

@@ -3,22 +3,26 @@
 use std::env;
 use std::fmt;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use sentinel_integration::bootstrap::{Bootstrap, Configuration, Sentinel, at};
+use sentinel_integration::bootstrap::{Bootstrap, Configuration, Files, Sentinel, at};
 use sentinel_integration::client::{self, Answer, Client};
 use sentinel_integration::clock;
 use sentinel_integration::envoy::Envoy;
 use sentinel_integration::hanging::Hanging;
 use sentinel_integration::load::{self, Ask, Plan, Rate, Report, Until};
+use sentinel_integration::rule_server::RuleServer;
 use sentinel_integration::rules;
 use sentinel_integration::stats::Stats;
 use sentinel_integration::upstream::Upstream;
+use sentinel_integration::xds::{self, Discovery};
 
 /// What a test wants; the usual is 4 workers, both modules, the service with its twin, no rules.
 #[derive(Debug)]
@@ -29,8 +33,21 @@ pub(crate) struct Setup {
     pub(crate) filter: Option<Configuration>,
     pub(crate) service: Option<Configuration>,
     pub(crate) revived: bool,
+    /// The rule files that Envoy serves to the service.
+    pub(crate) files: Option<Files>,
+    /// What Envoy takes from a file that a test writes anew.
+    pub(crate) by_xds: Option<ByXds>,
     /// What else differs in Envoy's configuration: places, and what to put there.
     pub(crate) changes: Vec<(String, Value)>,
+}
+
+/// What comes by xDS, from a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ByXds {
+    /// The listener, with all that is in it (LDS).
+    Listener,
+    /// Sentinel's filter alone (ECDS).
+    Filter,
 }
 
 impl Setup {
@@ -44,6 +61,8 @@ impl Setup {
             filter: sentinel.filter,
             service: sentinel.service,
             revived: true,
+            files: None,
+            by_xds: None,
             changes: Vec::new(),
         }
     }
@@ -67,6 +86,31 @@ impl Setup {
         let mut service = self.service_text();
         service.as_object_mut().unwrap().insert("settings".to_owned(), yaml(settings));
         self.write_service(&service)
+    }
+
+    /// With these sources, a YAML list, besides the rules that stand there.
+    pub(crate) fn sources(self, sources: &str) -> Self {
+        let mut service = self.service_text();
+        service.as_object_mut().unwrap().insert("sources".to_owned(), yaml(sources));
+        self.write_service(&service)
+    }
+
+    /// With `server` as the cluster `config`.
+    pub(crate) fn rule_server(self, server: &RuleServer) -> Self {
+        self.change("/static_resources/clusters/0", server.cluster("config"))
+    }
+
+    /// With the rule files of a directory, served by Envoy, as the service's only source, looked at as often as users get
+    /// it.
+    pub(crate) fn rule_files(mut self, files: Files) -> Self {
+        self.files = Some(files);
+        self.sources("[{name: rules, file: {cluster: sentinel_files, path: /rules/index.yaml}}]")
+    }
+
+    /// With the listener, or the filter alone, from a file.
+    pub(crate) fn by_xds(mut self, what: ByXds) -> Self {
+        self.by_xds = Some(what);
+        self
     }
 
     /// With nobody to ask for CPU and memory.
@@ -143,16 +187,26 @@ impl Setup {
                 filter: self.filter,
                 service: self.service,
                 revived: self.revived,
+                files: self.files,
             }),
             console_port: 0,
             access_log: Some(access_log.clone()),
         };
         let changes = self.changes;
+        let by_xds = self.by_xds;
+        let discovery = Discovery::at(directory.path().join("xds.json"));
+        let mut resource = Value::Null;
         let envoy = Envoy::start_changed(&self.binary, self.workers, &bootstrap, |root| {
             changes.into_iter().for_each(|(place, value)| put(root, &place, value));
-            Ok(())
+            match by_xds {
+                Some(ByXds::Listener) => resource = xds::discover_listener(root, &discovery)?,
+                Some(ByXds::Filter) => resource = xds::discover_filter(root, &discovery)?,
+                None => return Ok(()),
+            }
+            discovery.write(std::slice::from_ref(&resource))
         })?;
-        Ok(World { envoy, upstream, access_log, _directory: directory, _turn: turn })
+        let xds = (discovery, resource);
+        Ok(World { envoy, upstream, xds, access_log, _directory: directory, _turn: turn })
     }
 }
 
@@ -160,6 +214,8 @@ impl Setup {
 pub(crate) struct World {
     pub(crate) envoy: Envoy,
     pub(crate) upstream: Upstream,
+    /// What comes by xDS, as it was at first.
+    xds: (Discovery, Value),
     access_log: PathBuf,
     _directory: TempDir,
     _turn: MutexGuard<'static, ()>,
@@ -182,6 +238,53 @@ impl World {
     /// A request that hangs, on a connection of its own.
     pub(crate) fn hang(&self, path: &str, headers: &[(&str, &str)]) -> Hanging {
         Hanging::get(self.proxy(), path, headers).unwrap()
+    }
+
+    /// The listener or the filter that comes by xDS, as it was at first.
+    pub(crate) fn resource(&self) -> Value {
+        self.xds.1.clone()
+    }
+
+    /// Gives Envoy these listeners, or this filter, instead of those that it has.
+    pub(crate) fn publish(&self, resources: &[Value]) {
+        self.xds.0.write(resources).unwrap();
+    }
+
+    /// Runs `body` while this load is on, over 64 connections. Every request must get an answer.
+    pub(crate) fn while_loading<T>(
+        &self,
+        asks: &[Ask],
+        rate: Rate,
+        body: impl FnOnce() -> T,
+    ) -> (Report, T) {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let plan = Plan {
+            server: self.proxy(),
+            asks: asks.to_vec(),
+            connections: 64,
+            rate,
+            until: Until::Stopped(Arc::clone(&stopped)),
+        };
+        let load = std::thread::spawn(move || load::run(&plan).unwrap());
+        let done = catch_unwind(AssertUnwindSafe(body));
+        stopped.store(true, Ordering::Relaxed);
+        let report = load.join().unwrap();
+        let done = done.unwrap_or_else(|panic| resume_unwind(panic));
+        assert!(
+            report.errors().is_empty(),
+            "requests without an answer: {:?}; {self:?}",
+            report.errors()
+        );
+        (report, done)
+    }
+
+    /// GET `path` is answered with `status` within ten seconds, and so often in a row on connections of their own that no
+    /// worker answers otherwise.
+    #[track_caller]
+    pub(crate) fn becomes(&self, path: &str, status: u16) {
+        self.when(&format!("{status} for {path}"), || {
+            (0..IN_A_ROW).all(|_| self.get(path).status == status).then_some(())
+        });
     }
 
     /// Waits until `look` yields something, for ten seconds at most.
@@ -259,6 +362,9 @@ impl fmt::Debug for World {
     }
 }
 
+/// Of so many connections each of four workers gets one, but for one time in three hundred.
+pub(crate) const IN_A_ROW: u32 = 24;
+
 /// A document of rules, each a YAML mapping of its fields.
 pub(crate) fn document(kind: &str, rules: &[&str]) -> Value {
     rules::document(kind, &rules.iter().map(|rule| yaml(rule)).collect::<Vec<_>>())
@@ -309,6 +415,16 @@ pub(crate) fn envoy() -> PathBuf {
 /// The oldest.
 pub(crate) fn oldest_envoy() -> PathBuf {
     given("ENVOY_1_36", &[&cache().join("envoy-1.36.4/envoy")], "")
+}
+
+/// Every version that is supported, as far as they are here: the oldest and the newest are.
+pub(crate) fn every_envoy() -> Vec<PathBuf> {
+    let between = ["1.37.0", "1.38.3", "1.39.3"]
+        .map(|version| cache().join(format!("envoy-{version}/envoy")));
+    let named = env::var_os("ENVOYS").map(|named| env::split_paths(&named).collect());
+    let between = named.unwrap_or_else(|| between.to_vec());
+    let there = between.into_iter().filter(|binary| binary.is_file());
+    [oldest_envoy()].into_iter().chain(there).chain([envoy()]).collect()
 }
 
 fn cache() -> PathBuf {
