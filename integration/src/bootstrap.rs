@@ -154,7 +154,8 @@ impl Sentinel {
         self.replace_plugin(filter, "sentinel_filter.wasm", self.filter.as_ref())?;
         // The console's own configuration stays as it is.
         let module = format!("{FILTER}/typed_config/config/vm_config/code/local/filename");
-        *at(named(root, "listeners", CONSOLE)?, &module)? = json!(self.dist.join("sentinel_filter.wasm"));
+        *at(named(root, "listeners", CONSOLE)?, &module)? =
+            json!(self.dist.join("sentinel_filter.wasm"));
         if self.service.is_none() {
             remove(root, "bootstrap_extensions");
             remove(root, "stats_sinks");
@@ -264,8 +265,7 @@ pub fn remove_sentinel(root: &mut Value) -> Result<()> {
     remove(root, "bootstrap_extensions");
     remove(root, "stats_sinks");
     if let Some(listeners) = at(root, "/static_resources/listeners")?.as_array_mut() {
-        listeners
-            .retain(|listener| listener.get("name").is_none_or(|name| name != CONSOLE));
+        listeners.retain(|listener| listener.get("name").is_none_or(|name| name != CONSOLE));
     }
     let filters = at(root, &format!("{CONNECTION_MANAGER}/http_filters"))?;
     if let Some(filters) = filters.as_array_mut() {

@@ -15,15 +15,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     param::Param,
-    resource::{NAME_BYTES_LIMIT, ResourceConfig, ResourceFrom, Template, TemplateError},
+    resource::{
+        NAME_BYTES_LIMIT, ResourceConfig, ResourceFrom, TEMPLATE_BYTES_MAX, Template, TemplateError,
+    },
     rule::{
         Rule,
-        compile::{Source, compile_set, is_header_name, is_id},
+        compile::{HEADER_NAME, Source, compile_set, is_header_name, is_id},
         error::{Reason, Refusals, Site},
         node::{Node, Value},
         read::{Choices, Fields, Text},
+        shape::Shape,
     },
 };
+
+#[cfg(feature = "schema")]
+use crate::rule::shape::Trace;
 
 /// The fields of the service's configuration.
 pub const SERVICE_FIELDS: &[&str] = &["rules", "sources", "metrics", "envoyStats", "settings"];
@@ -370,18 +376,30 @@ impl Default for Settings {
 impl ServiceConfig {
     /// Reads the configuration of the service, or says everything that is wrong with it.
     pub fn from_node(node: &Node) -> Result<Self, Refusals> {
-        let site = Site::of_source(SOURCE);
         let mut refusals = Refusals::default();
+        let config = Self::read(node, &mut refusals);
+        refusals.or(config)
+    }
+
+    /// What the reader asks of a configuration.
+    #[cfg(feature = "schema")]
+    pub fn trace(node: &Node) -> Trace {
+        Trace::of(|refusals| drop(Self::read(node, refusals)))
+    }
+
+    fn read(node: &Node, refusals: &mut Refusals) -> Self {
+        let site = Site::of_source(SOURCE);
         let mut config = Self { series_max: SERIES_MAX.default, ..Self::default() };
-        let Some(mut fields) = Fields::open(node, "", SERVICE_FIELDS, &site, &mut refusals) else {
-            return Err(refusals);
+        let Some(mut fields) = Fields::open(node, "", SERVICE_FIELDS, &site, refusals) else {
+            return config;
         };
         config.settings = Settings::read(&mut fields);
         config.sources = sources(&mut fields);
         config.pending = config.sources.iter().any(|source| source.fallback.is_none());
         if let Some(mut envoy_stats) = fields.inside("envoyStats", ENVOY_STATS_FIELDS) {
             envoy_stats.require("cluster");
-            config.envoy_stats = envoy_stats.text("cluster").map(str::to_string);
+            config.envoy_stats =
+                envoy_stats.text_of("cluster", || Shape::SOME_TEXT).map(str::to_string);
             if config.envoy_stats.as_deref() == Some("") {
                 envoy_stats.mismatch(
                     "cluster",
@@ -395,7 +413,11 @@ impl ServiceConfig {
             let resources_max =
                 usize::try_from(config.settings.resources_max).unwrap_or(usize::MAX);
             for Text { field, position, text } in
-                metrics.texts("resources", resources_max, Some("resourcesMax"))
+                metrics.texts("resources", resources_max, Some("resourcesMax"), || Shape::Text {
+                    least: 1,
+                    most: usize::try_from(NAME_BYTES_LIMIT).unwrap_or(usize::MAX),
+                    pattern: "",
+                })
             {
                 if text.is_empty() || text.len() > name_bytes_max {
                     let found = format!("{} bytes long", text.len());
@@ -407,7 +429,7 @@ impl ServiceConfig {
             let series = metrics.whole_u32(SERIES_MAX.name, SERIES_MAX.min..=SERIES_MAX.max);
             config.series_max = series.unwrap_or(SERIES_MAX.default);
         }
-        config.documents = fields.list("rules").to_vec();
+        config.documents = fields.documents("rules").to_vec();
         let names: Vec<String> =
             config.sources.iter().map(|source| fallback_name(&source.name)).collect();
         let fallbacks = config.sources.iter().zip(&names).filter_map(|(source, name)| {
@@ -419,27 +441,38 @@ impl ServiceConfig {
             Ok(rules) => config.rules = rules,
             Err(more) => refusals.append(more),
         }
-        refusals.or(config)
+        config
     }
 }
 
 impl FilterConfig {
     /// Reads the configuration of the filter, or says everything that is wrong with it, its rules included.
     pub fn from_node(node: &Node) -> Result<Self, Refusals> {
-        Self::read(node, true)
+        Self::from_node_with(node, true)
     }
 
     /// Reads a configuration whose rules are known to be in order: they are not looked at again.
     pub fn from_checked_node(node: &Node) -> Result<Self, Refusals> {
-        Self::read(node, false)
+        Self::from_node_with(node, false)
     }
 
-    fn read(node: &Node, check_rules: bool) -> Result<Self, Refusals> {
-        let site = Site::of_source(SOURCE);
+    fn from_node_with(node: &Node, check_rules: bool) -> Result<Self, Refusals> {
         let mut refusals = Refusals::default();
+        let config = Self::read(node, check_rules, &mut refusals);
+        refusals.or(config)
+    }
+
+    /// What the reader asks of a configuration.
+    #[cfg(feature = "schema")]
+    pub fn trace(node: &Node) -> Trace {
+        Trace::of(|refusals| drop(Self::read(node, true, refusals)))
+    }
+
+    fn read(node: &Node, check_rules: bool, refusals: &mut Refusals) -> Self {
+        let site = Site::of_source(SOURCE);
         let mut config = Self::default();
-        let Some(mut fields) = Fields::open(node, "", FILTER_FIELDS, &site, &mut refusals) else {
-            return Err(refusals);
+        let Some(mut fields) = Fields::open(node, "", FILTER_FIELDS, &site, refusals) else {
+            return config;
         };
         if let Some(mut resource) = fields.inside("resource", RESOURCE_FIELDS) {
             config.resource = resource_config(&mut resource);
@@ -447,7 +480,7 @@ impl FilterConfig {
         config.origin = origin(&mut fields);
         config.args = args(&mut fields);
         fields.not_run("replyCluster");
-        let documents = fields.list("rules");
+        let documents = fields.documents("rules");
         config.carries_rules = !documents.is_empty();
         config.expose_rule = fields.flag("exposeRule").unwrap_or(true);
         config.before_first_rules = before_first_rules(&mut fields);
@@ -466,7 +499,7 @@ impl FilterConfig {
                 refusals.append(more);
             }
         }
-        refusals.or(config)
+        config
     }
 }
 
@@ -501,58 +534,70 @@ static LISTS: Choices = &[
     ("system", None),
 ];
 
-fn sources<'a>(configuration: &mut Fields<'a, '_>) -> Vec<SourceConfig> {
+fn sources(configuration: &mut Fields<'_, '_>) -> Vec<SourceConfig> {
     let mut sources: Vec<SourceConfig> = Vec::new();
     for (index, node) in configuration.list_of("sources", SOURCES_MAX).iter().enumerate() {
         let Some(mut fields) = configuration.item("sources", index, node, SOURCE_FIELDS) else {
             continue;
         };
         fields.require("name");
-        let name = fields.text("name").unwrap_or_default();
+        let name =
+            fields.text_of("name", || Shape::text("^[A-Za-z0-9._:/-]{1,64}$")).unwrap_or_default();
         if fields.node("name").is_some() && !is_id(name) {
             fields.mismatch("name", "1 to 64 characters of A-Z, a-z, 0-9 and ._:/-");
         }
         if sources.iter().any(|other| other.name == name) {
             fields.mismatch("name", "another one for each source");
         }
-        let is_index = fields.node("file").is_some();
-        if is_index == fields.node("http").is_some() {
+        let http = fields.inside("http", HTTP_FIELDS).map(|mut at| source_at(&mut at, false));
+        let file = fields.inside("file", FILE_FIELDS).map(|mut at| source_at(&mut at, true));
+        if fields.node("http").is_some() == fields.node("file").is_some() {
             fields.object("http", "or `file` must say where the rules are, one of the two");
-            continue;
         }
-        let mut source = SourceConfig {
-            name: name.to_string(),
-            is_index,
-            cluster: String::new(),
-            path: String::new(),
-            authority: String::new(),
-            headers: Vec::new(),
-            interval_ms: if is_index { 1_000 } else { 2_000 },
-            list: fields.choice("kind", LISTS),
-            fallback: fields.node("fallback").map(|_| fields.list("fallback").to_vec()),
-        };
-        if let Some(interval_ms) = fields.whole_u32("intervalMs", SOURCE_INTERVAL_MS) {
-            source.interval_ms = interval_ms;
+        let list = fields.choice("kind", LISTS);
+        let interval_ms = fields.whole_u32("intervalMs", SOURCE_INTERVAL_MS);
+        let documents = fields.documents("fallback");
+        let fallback = fields.node("fallback").map(|_| documents.to_vec());
+        if let Some(mut source) = http.or(file) {
+            source.name = name.to_string();
+            source.list = list;
+            source.fallback = fallback;
+            source.interval_ms = interval_ms.unwrap_or(source.interval_ms);
+            sources.push(source);
         }
-        let (place, known) = if is_index { ("file", FILE_FIELDS) } else { ("http", HTTP_FIELDS) };
-        if let Some(mut at) = fields.inside(place, known) {
-            for (field, into) in [("cluster", &mut source.cluster), ("path", &mut source.path)] {
-                at.require(field);
-                *into = at.text(field).unwrap_or_default().to_string();
-            }
-            if at.node("cluster").is_some() && source.cluster.is_empty() {
-                at.mismatch("cluster", "the name of a cluster in Envoy's configuration");
-            }
-            if at.node("path").is_some() && !is_path(&source.path) {
-                at.mismatch("path", "a path such as /rules/shop.yaml");
-            }
-            let authority = at.some_text("authority").unwrap_or(&source.cluster);
-            source.authority = authority.to_string();
-            source.headers = source_headers(&mut at);
-        }
-        sources.push(source);
     }
     sources
+}
+
+/// Where a source is.
+fn source_at(fields: &mut Fields<'_, '_>, is_index: bool) -> SourceConfig {
+    fields.require("cluster");
+    let cluster = fields.text_of("cluster", || Shape::SOME_TEXT).unwrap_or_default();
+    if fields.node("cluster").is_some() && cluster.is_empty() {
+        fields.mismatch("cluster", "the name of a cluster in Envoy's configuration");
+    }
+    fields.require("path");
+    let path = fields.text_of("path", || Shape::text("^/[!-~]*$")).unwrap_or_default();
+    if fields.node("path").is_some() && !is_path(path) {
+        fields.mismatch("path", "a path such as /rules/shop.yaml");
+    }
+    let authority = fields.some_text("authority").unwrap_or(cluster);
+    SourceConfig {
+        name: String::new(),
+        is_index,
+        cluster: cluster.to_string(),
+        path: path.to_string(),
+        authority: authority.to_string(),
+        headers: if is_index { Vec::new() } else { source_headers(fields) },
+        interval_ms: if is_index { 1_000 } else { 2_000 },
+        list: None,
+        fallback: None,
+    }
+}
+
+/// Whether a request line can have this path.
+fn is_path(path: &str) -> bool {
+    path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// One file of an index.
@@ -606,13 +651,9 @@ pub fn index_files(node: &Node, path: &str) -> Result<Vec<IndexedFile>, Refusals
 /// The range of a source's `intervalMs`.
 pub const SOURCE_INTERVAL_MS: RangeInclusive<u32> = 20..=3_600_000;
 
-/// Whether a request line can have this path.
-fn is_path(path: &str) -> bool {
-    path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
 fn source_headers(fields: &mut Fields<'_, '_>) -> Vec<(String, String)> {
     let mut headers = Vec::new();
+    fields.takes("headers", || Shape::Texts(SOURCE_HEADERS_MAX, HEADER_NAME));
     let Some(Value::Map(map)) = fields.node("headers").map(|node| &node.value) else {
         if fields.node("headers").is_some() {
             fields.mismatch("headers", "a map of names and texts");
@@ -654,7 +695,7 @@ fn before_first_rules(fields: &mut Fields<'_, '_>) -> Option<BeforeFirstRules> {
 
 fn console_path(fields: &mut Fields<'_, '_>) -> Option<String> {
     fields.require("path");
-    let path = fields.text("path")?;
+    let path = fields.text_of("path", || Shape::text("^/[!-~]*$"))?;
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"?#%\"\\".contains(&byte);
     // Nothing else than the console could be asked for under a lone slash.
     if !path.starts_with('/') || path.ends_with('/') || !path.bytes().all(is_plain) {
@@ -667,7 +708,9 @@ fn console_path(fields: &mut Fields<'_, '_>) -> Option<String> {
 fn resource_config(fields: &mut Fields<'_, '_>) -> ResourceConfig {
     let from = resource_from(fields).unwrap_or_default();
     let mut templates = Vec::new();
-    for Text { field, position, text } in fields.texts("templates", TEMPLATES_MAX, None) {
+    for Text { field, position, text } in fields.texts("templates", TEMPLATES_MAX, None, || {
+        Shape::Text { least: 1, most: TEMPLATE_BYTES_MAX, pattern: Template::PATTERN }
+    }) {
         match Template::parse(text) {
             Ok(template) => templates.push(template),
             Err(error) => {
@@ -690,30 +733,38 @@ fn resource_config(fields: &mut Fields<'_, '_>) -> ResourceConfig {
     ResourceConfig::new(from, templates)
 }
 
+static FROM: &[(&str, ResourceFrom)] = &[
+    ("method_path", ResourceFrom::MethodPath),
+    ("path", ResourceFrom::Path),
+    ("route", ResourceFrom::Route),
+    ("cluster", ResourceFrom::Cluster),
+    ("authority", ResourceFrom::Authority),
+];
+
 fn resource_from(fields: &mut Fields<'_, '_>) -> Option<ResourceFrom> {
     const ALLOWED: &str = "method_path, path, route, cluster, authority or {header: a-name}";
 
+    fields.takes("from", || {
+        let names = FROM.iter().map(|from| (from.0, None));
+        Shape::AnyOf(Vec::from([Shape::Choice(names.collect()), Shape::Map]))
+    });
     let node = fields.node("from")?;
     let Value::String(text) = &node.value else {
         return header(fields, "from", ALLOWED).map(ResourceFrom::Header);
     };
-    let from = match text.as_str() {
-        "method_path" => ResourceFrom::MethodPath,
-        "path" => ResourceFrom::Path,
-        "route" => ResourceFrom::Route,
-        "cluster" => ResourceFrom::Cluster,
-        "authority" => ResourceFrom::Authority,
-        _ => {
-            fields.mismatch("from", ALLOWED);
-            return None;
-        }
-    };
-    Some(from)
+    let from = FROM.iter().find(|from| from.0 == text);
+    if from.is_none() {
+        fields.mismatch("from", ALLOWED);
+    }
+    from.map(|from| from.1.clone())
 }
 
 fn origin(fields: &mut Fields<'_, '_>) -> Option<Origin> {
     const ALLOWED: &str = "client_ip or {header: a-name}";
 
+    fields.takes("origin", || {
+        Shape::AnyOf(Vec::from([Shape::Choice(Vec::from([("client_ip", None)])), Shape::Map]))
+    });
     let node = fields.node("origin")?;
     match &node.value {
         Value::String(text) if text == "client_ip" => Some(Origin::ClientIp),
@@ -736,7 +787,7 @@ fn header(fields: &mut Fields<'_, '_>, name: &str, allowed: &str) -> Option<Stri
     }
     let mut map = fields.inside(name, &["header"])?;
     map.require("header");
-    let header = map.text("header")?;
+    let header = map.text_of("header", || Shape::text(HEADER_NAME))?;
     if !is_header_name(header) {
         map.mismatch("header", "a header's name");
         return None;
@@ -746,7 +797,9 @@ fn header(fields: &mut Fields<'_, '_>, name: &str, allowed: &str) -> Option<Stri
 
 fn args(fields: &mut Fields<'_, '_>) -> Vec<Param> {
     let mut args = Vec::new();
-    for Text { field, position, text } in fields.texts("args", ARGS_MAX, None) {
+    for Text { field, position, text } in
+        fields.texts("args", ARGS_MAX, None, || Shape::text(Param::PATTERN))
+    {
         match Param::parse(text) {
             Some(param) => args.push(param),
             None => {

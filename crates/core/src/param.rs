@@ -114,6 +114,9 @@ impl Param {
     pub const FORMS: &'static str =
         "header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip";
 
+    /// One of the forms as a regular expression.
+    pub const PATTERN: &'static str = r"^(client_ip|header:[A-Za-z0-9_.!#$%&'*+^`|~-]{1,256}|(query|cookie):[^\n]{1,256}|path_segment:\+?0*([1-9][0-9]{0,2}|1000))$";
+
     /// `header:x-user`, `query:user`, `cookie:sid`, `client_ip`, `path_segment:2`.
     pub fn parse(text: &str) -> Option<Self> {
         if text == "client_ip" {

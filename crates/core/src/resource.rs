@@ -144,6 +144,9 @@ pub enum TemplateError {
 }
 
 impl Template {
+    /// A template as a regular expression, but for its braces.
+    pub const PATTERN: &'static str = "^/[^?#]*$";
+
     /// Reads a template.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
         if text.len() > TEMPLATE_BYTES_MAX {

@@ -23,6 +23,9 @@ pub const REFUSALS_MAX: usize = 100;
 pub struct Refusals {
     shown: Vec<Refusal>,
     more: usize,
+    /// What is asked meanwhile, if somebody wants to know.
+    #[cfg(feature = "schema")]
+    pub(crate) asked: Option<Vec<crate::rule::shape::Asked>>,
 }
 
 /// One thing that is wrong with a document.
@@ -108,6 +111,10 @@ impl Refusals {
     /// Adds all of `others`.
     pub fn append(&mut self, others: Self) {
         self.more = self.more.saturating_add(others.more);
+        #[cfg(feature = "schema")]
+        if let (Some(asked), Some(more)) = (&mut self.asked, others.asked) {
+            asked.extend(more);
+        }
         for refusal in others.shown {
             self.push(refusal);
         }
@@ -148,7 +155,7 @@ impl Refusals {
 
 impl From<Refusal> for Refusals {
     fn from(refusal: Refusal) -> Self {
-        Self { shown: Vec::from([refusal]), more: 0 }
+        Self { shown: Vec::from([refusal]), ..Self::default() }
     }
 }
 

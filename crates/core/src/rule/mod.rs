@@ -18,6 +18,7 @@ pub mod compile;
 pub mod error;
 pub mod node;
 pub(crate) mod read;
+pub mod shape;
 
 /// The name under which everything inbound is counted together (Sentinel's).
 pub const INBOUND: &str = "__total_inbound_traffic__";

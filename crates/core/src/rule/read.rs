@@ -10,9 +10,12 @@ use alloc::{
 };
 use core::ops::RangeInclusive;
 
+#[cfg(feature = "schema")]
+use crate::rule::shape::{Asked, Note, path};
 use crate::rule::{
     error::{Reason, Refusal, Refusals, Site},
     node::{Map, Node, Position, Value, WHOLE_MAX, WHOLE_MOST},
+    shape::Shape,
 };
 
 /// A map that is being read.
@@ -39,15 +42,9 @@ impl<'a, 'r> Fields<'a, 'r> {
         site: &'r Site,
         refusals: &'r mut Refusals,
     ) -> Option<Self> {
-        let Value::Map(map) = &node.value else {
-            let field = path.trim_end_matches('.').to_string();
-            let reason = Reason::Mismatch { found: node.describe(), allowed: "a map".to_string() };
-            refusals.push(Refusal { site: site.at(node.position), field, reason });
-            return None;
-        };
-        let mut fields =
-            Self { map, position: node.position, path: path.to_string(), site, refusals };
-        for entry in map.entries() {
+        let mut fields = Self::of_any(node, path, site, refusals)?;
+        fields.note_opened(Some(known));
+        for entry in fields.map.entries() {
             if !known.contains(&entry.key.as_str()) {
                 let reason = Reason::Unknown { near: near(&entry.key, known) };
                 let name = if entry.key.is_empty() { "\"\"" } else { &entry.key };
@@ -55,6 +52,62 @@ impl<'a, 'r> Fields<'a, 'r> {
             }
         }
         Some(fields)
+    }
+
+    fn of_any(
+        node: &'a Node,
+        path: &str,
+        site: &'r Site,
+        refusals: &'r mut Refusals,
+    ) -> Option<Self> {
+        let Value::Map(map) = &node.value else {
+            let field = path.trim_end_matches('.').to_string();
+            let reason = Reason::Mismatch { found: node.describe(), allowed: "a map".to_string() };
+            refusals.push(Refusal { site: site.at(node.position), field, reason });
+            return None;
+        };
+        Some(Self { map, position: node.position, path: path.to_string(), site, refusals })
+    }
+
+    /// Says what the field `name` may be, for whoever makes a schema ([`crate::rule::shape`]). Who looks at a
+    /// [`Fields::node`] itself says it; all other ways to a value here say it themselves.
+    pub(crate) fn takes(&mut self, name: &str, shape: impl FnOnce() -> Shape) {
+        #[cfg(feature = "schema")]
+        self.note(name, "", || Note::Takes(shape()));
+        #[cfg(not(feature = "schema"))]
+        let _ = (name, shape);
+    }
+
+    /// The same of each value of the list `name`.
+    pub(crate) fn takes_each(&mut self, name: &str, shape: impl FnOnce() -> Shape) {
+        #[cfg(feature = "schema")]
+        self.note(name, "[]", || Note::Takes(shape()));
+        #[cfg(not(feature = "schema"))]
+        let _ = (name, shape);
+    }
+
+    /// Says that the field `name` must say something.
+    pub(crate) fn needs(&mut self, name: &str) {
+        #[cfg(feature = "schema")]
+        self.note(name, "", || Note::Needs);
+        #[cfg(not(feature = "schema"))]
+        let _ = name;
+    }
+
+    /// Says which fields the map may have; `None`: any.
+    fn note_opened(&mut self, known: Option<&[&'static str]>) {
+        #[cfg(feature = "schema")]
+        self.note("", "", || Note::Opens(known.map(<[_]>::to_vec)));
+        #[cfg(not(feature = "schema"))]
+        let _ = known;
+    }
+
+    #[cfg(feature = "schema")]
+    fn note(&mut self, name: &str, part: &str, note: impl FnOnce() -> Note) {
+        if let Some(asked) = &mut self.refusals.asked {
+            let field = path(self.site, &[&self.path, name, part]);
+            asked.push(Asked { field, note: note() });
+        }
     }
 
     /// The field `name`, if it says anything.
@@ -76,6 +129,7 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// Refuses the field `name` if it says nothing.
     pub(crate) fn require(&mut self, name: &str) {
+        self.needs(name);
         if self.node(name).is_none() {
             self.refuse(name, Reason::Missing);
         }
@@ -83,6 +137,7 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// Refuses the field `name`, if it says anything, as one for a later version.
     pub(crate) fn not_run(&mut self, name: &str) {
+        self.takes(name, || Shape::NotRun);
         if self.node(name).is_some() {
             self.refuse(name, Reason::NotRun);
         }
@@ -90,6 +145,7 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// Refuses the field `name`, which is not as `allowed` says or is not there at all.
     pub(crate) fn insist(&mut self, name: &str, allowed: &str) {
+        self.needs(name);
         if self.node(name).is_some() {
             self.mismatch(name, allowed);
         } else {
@@ -109,6 +165,12 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// Text.
     pub(crate) fn text(&mut self, name: &str) -> Option<&'a str> {
+        self.text_of(name, || Shape::TEXT)
+    }
+
+    /// Text that is to be of a shape, which the caller looks at.
+    pub(crate) fn text_of(&mut self, name: &str, shape: impl FnOnce() -> Shape) -> Option<&'a str> {
+        self.takes(name, shape);
         match &self.node(name)?.value {
             Value::String(text) => Some(text),
             Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
@@ -124,6 +186,7 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// `true` or `false`.
     pub(crate) fn flag(&mut self, name: &str) -> Option<bool> {
+        self.takes(name, || Shape::Flag);
         if let Value::Bool(flag) = self.node(name)?.value {
             return Some(flag);
         }
@@ -133,6 +196,7 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// A number of at least 0 and at most 2⁵³.
     pub(crate) fn number(&mut self, name: &str) -> Option<f64> {
+        self.takes(name, || Shape::Number(0.0, WHOLE_MAX));
         let number = as_number(self.node(name)?);
         match number {
             Some(number) if (0.0..=WHOLE_MAX).contains(&number) => Some(number),
@@ -153,6 +217,7 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// A whole number in `range`.
     pub(crate) fn whole(&mut self, name: &str, range: RangeInclusive<i64>) -> Option<i64> {
+        self.takes(name, || Shape::Whole(*range.start(), *range.end()));
         match as_whole(self.node(name)?) {
             Some(number) if range.contains(&number) => Some(number),
             Some(_) | None => {
@@ -182,6 +247,7 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// The name of one of `choices`, which may be written by name or number.
     pub(crate) fn choice(&mut self, name: &str, choices: Choices) -> Option<&'static str> {
+        self.takes(name, || Shape::Choice(choices.to_vec()));
         let node = self.node(name)?;
         let number = as_whole(node);
         let choice = match &node.value {
@@ -206,6 +272,17 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// The values of a list; none if the field is absent.
     pub(crate) fn list(&mut self, name: &str) -> &'a [Node] {
+        self.takes(name, || Shape::List(usize::MAX));
+        self.values(name)
+    }
+
+    /// Rule documents, which the caller compiles; none if the field is absent.
+    pub(crate) fn documents(&mut self, name: &str) -> &'a [Node] {
+        self.takes(name, || Shape::Documents);
+        self.values(name)
+    }
+
+    fn values(&mut self, name: &str) -> &'a [Node] {
         match self.node(name).map(|node| &node.value) {
             Some(Value::List(list)) => list,
             Some(
@@ -223,14 +300,18 @@ impl<'a, 'r> Fields<'a, 'r> {
         }
     }
 
-    /// The texts of a list of at most `most`, which `setting` may set.
+    /// The texts of a list of at most `most`, which `setting` may set. They are to be of a shape, which the caller looks at.
     pub(crate) fn texts(
         &mut self,
         name: &str,
         most: usize,
         setting: Option<&'static str>,
+        shape: impl FnOnce() -> Shape,
     ) -> Vec<Text<'a>> {
-        let list = self.list(name);
+        // What a setting bounds may be longer under another setting.
+        self.takes(name, || Shape::List(if setting.is_some() { usize::MAX } else { most }));
+        self.takes_each(name, shape);
+        let list = self.values(name);
         if list.len() > most {
             self.refuse(name, Reason::TooMany { found: list.len(), most, setting });
             return Vec::new();
@@ -251,7 +332,8 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// The values of a list of at most `most`; none if there are more.
     pub(crate) fn list_of(&mut self, name: &str, most: usize) -> &'a [Node] {
-        let list = self.list(name);
+        self.takes(name, || Shape::List(most));
+        let list = self.values(name);
         if list.len() > most {
             self.refuse(name, Reason::TooMany { found: list.len(), most, setting: None });
             return &[];
@@ -273,9 +355,20 @@ impl<'a, 'r> Fields<'a, 'r> {
 
     /// Opens the field `name` as a map whose fields are `known`.
     pub(crate) fn inside(&mut self, name: &str, known: &[&'static str]) -> Option<Fields<'a, '_>> {
+        self.takes(name, || Shape::Map);
         let node = self.node(name)?;
         let path = format!("{}{name}.", self.path);
         Fields::open(node, &path, known, self.site, self.refusals)
+    }
+
+    /// Opens the field `name` as a map that may have any fields, of which the caller looks at some.
+    pub(crate) fn inside_any(&mut self, name: &str) -> Option<Fields<'a, '_>> {
+        self.takes(name, || Shape::Map);
+        let node = self.node(name)?;
+        let path = format!("{}{name}.", self.path);
+        let mut fields = Fields::of_any(node, &path, self.site, self.refusals)?;
+        fields.note_opened(None);
+        Some(fields)
     }
 
     /// Refuses the field `name`, which stands at `position`.

@@ -8,15 +8,17 @@ use alloc::{
 
 use crate::{
     pattern::Pattern,
+    resource::NAME_BYTES_LIMIT,
     rule::{
         Common, OnHostFailure, OnServiceLoss, Response, Target,
         compile::{
             Context, Form, RESPONSE_BYTES_MAX, RESPONSE_FIELDS, RESPONSE_HEADERS_MAX, bound,
-            ids::is_id,
+            ids::{ID_OR_NONE, is_id},
         },
         error::Reason,
         node::{Node, Value},
         read::{Choices, Fields, as_number, as_whole},
+        shape::Shape,
     },
 };
 
@@ -32,7 +34,7 @@ pub(super) fn id(fields: &mut Fields<'_, '_>, list: &str, form: Form) -> Option<
     {
         return Some(format!("{list}.{number}"));
     }
-    let id = fields.some_text("id")?;
+    let id = fields.text_of("id", || Shape::text(ID_OR_NONE)).filter(|id| !id.is_empty())?;
     if !is_id(id) {
         fields.mismatch("id", "1 to 64 characters of A-Z, a-z, 0-9 and ._:/-");
     }
@@ -47,7 +49,12 @@ pub(super) fn name<'a>(
     context: &Context<'_>,
 ) -> Option<&'a str> {
     fields.require(field);
-    let name = fields.text(field)?;
+    let name = fields.text_of(field, || Shape::Text {
+        least: 1,
+        // A setting says how long; this is the most that it may say.
+        most: bound(NAME_BYTES_LIMIT),
+        pattern: "",
+    })?;
     let most = bound(context.settings.name_bytes_max);
     if name.is_empty() {
         fields.mismatch(field, what);
@@ -75,6 +82,7 @@ pub(super) fn target(fields: &mut Fields<'_, '_>, context: &Context<'_>) -> Opti
 
 /// What a rule governs that counts for one resource only.
 pub(super) fn one_target(fields: &mut Fields<'_, '_>, context: &Context<'_>) -> Option<Target> {
+    fields.takes("regex", || Shape::False);
     if fields.flag("regex") == Some(true) {
         fields.mismatch("regex", "false: a rule of this kind governs one resource; name each");
     }
@@ -121,6 +129,7 @@ pub(super) fn needed(fields: &mut Fields<'_, '_>, field: &str, context: &Context
 /// A part of 1: whole percents in documents, a fraction in Sentinel's JSON.
 pub(super) fn ratio(fields: &mut Fields<'_, '_>, field: &str, context: &Context<'_>) -> f64 {
     needed(fields, field, context);
+    fields.takes(field, || Shape::Whole(0, 100));
     let Some(node) = fields.node(field) else { return 0.0 };
     if context.form == Form::Document {
         if let Some(percent) = as_whole(node).and_then(|percent| u8::try_from(percent).ok())
@@ -174,7 +183,8 @@ pub(super) fn status(fields: &mut Fields<'_, '_>, field: &str) -> Option<u16> {
 
 /// The body of a reply.
 pub(super) fn body(fields: &mut Fields<'_, '_>, field: &str) -> Option<String> {
-    let body = fields.text(field)?;
+    let most = RESPONSE_BYTES_MAX;
+    let body = fields.text_of(field, || Shape::Text { least: 0, most, pattern: "" })?;
     if body.len() > RESPONSE_BYTES_MAX {
         let found = format!("{} bytes long", body.len());
         let allowed = format!("at most {RESPONSE_BYTES_MAX}");
@@ -185,6 +195,7 @@ pub(super) fn body(fields: &mut Fields<'_, '_>, field: &str) -> Option<String> {
 
 fn headers(response: &mut Fields<'_, '_>) -> Vec<(String, String)> {
     let mut headers = Vec::new();
+    response.takes("headers", || Shape::Texts(RESPONSE_HEADERS_MAX, HEADER_NAME));
     let Some(node) = response.node("headers") else {
         return headers;
     };
@@ -250,6 +261,9 @@ pub(crate) fn is_header_name(name: &str) -> bool {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_.!#$%&'*+^`|~".contains(&byte))
 }
+
+/// The same as a regular expression.
+pub(crate) const HEADER_NAME: &str = "^[A-Za-z0-9_.!#$%&'*+^`|~-]{1,256}$";
 
 fn is_header_value(value: &str) -> bool {
     value.len() <= RESPONSE_BYTES_MAX && value.chars().all(|c| !c.is_control())

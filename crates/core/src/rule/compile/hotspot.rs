@@ -19,6 +19,7 @@ use crate::{
             kinds::{CONTROL_BEHAVIOR, ITEMS_MAX},
         },
         read::{Choices, Fields},
+        shape::Shape,
     },
 };
 
@@ -97,7 +98,8 @@ pub(super) fn hotspot_metric(
 }
 
 fn param_pick(fields: &mut Fields<'_, '_>, context: &Context<'_>) -> ParamPick {
-    let text = fields.some_text("paramKey");
+    let key_or_none = || Shape::AnyOf(Vec::from([Shape::EMPTY_TEXT, Shape::text(Param::PATTERN)]));
+    let text = fields.text_of("paramKey", key_or_none).filter(|text| !text.is_empty());
     let index = fields
         .whole("paramIndex", i64::from(i32::MIN)..=i64::from(i32::MAX))
         .and_then(|index| i32::try_from(index).ok());

@@ -28,6 +28,9 @@ pub fn is_id(id: &str) -> bool {
     (1..=ID_BYTES_MAX).contains(&id.len()) && id.chars().all(is_id_char)
 }
 
+/// An id or empty text, as a regular expression.
+pub(super) const ID_OR_NONE: &str = "^[A-Za-z0-9._:/-]{0,64}$";
+
 fn is_id_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | '/' | '-')
 }

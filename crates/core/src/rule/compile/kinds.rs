@@ -23,6 +23,7 @@ use crate::{
         error::Reason,
         node::{Node, Value},
         read::{Choices, Fields},
+        shape::Shape,
     },
     warm_up::WarmUp,
 };
@@ -245,6 +246,7 @@ pub(super) fn checked_warm_up(fields: &mut Fields<'_, '_>, mut warm_up: WarmUp) 
 }
 
 fn check_marks(fields: &mut Fields<'_, '_>, marks: &MemoryMarks) {
+    let mut incomplete = false;
     for (field, number) in [
         ("lowMemUsageThreshold", marks.low_threshold),
         ("highMemUsageThreshold", marks.high_threshold),
@@ -253,8 +255,11 @@ fn check_marks(fields: &mut Fields<'_, '_>, marks: &MemoryMarks) {
     ] {
         if number == 0 {
             fields.insist(field, "1 or more");
-            return;
+            incomplete = true;
         }
+    }
+    if incomplete {
+        return;
     }
     if marks.low_threshold <= marks.high_threshold {
         fields.mismatch("lowMemUsageThreshold", "more than `highMemUsageThreshold`");
@@ -315,10 +320,6 @@ fn breaker_rule(fields: &mut Fields<'_, '_>, context: &Context<'_>, found: &mut 
     }
     let rule = CircuitBreakerRule {
         id: String::new(),
-        target: match target {
-            Some(target) => target,
-            None => return,
-        },
         strategy,
         retry_timeout_ms,
         min_request_amount: fields.any_whole("minRequestAmount"),
@@ -328,6 +329,10 @@ fn breaker_rule(fields: &mut Fields<'_, '_>, context: &Context<'_>, found: &mut 
         error_statuses: error_statuses(fields),
         grpc_error_statuses: grpc_error_statuses(fields),
         common: Common::default(),
+        target: match target {
+            Some(target) => target,
+            None => return,
+        },
     };
     found.rules.push(Rule::CircuitBreaker(rule));
 }
@@ -340,9 +345,13 @@ pub(super) fn positive(fields: &mut Fields<'_, '_>, field: &str) -> u32 {
 
 /// HTTP statuses: 503, "503", "500-599", "5xx".
 fn error_statuses(fields: &mut Fields<'_, '_>) -> Option<Vec<(u16, u16)>> {
+    fields.takes_each("errorStatuses", || {
+        Shape::AnyOf(Vec::from([Shape::Whole(100, 999), Shape::text(STATUS_RANGE)]))
+    });
+    let list = fields.list_of("errorStatuses", STATUSES_MAX);
     fields.node("errorStatuses")?;
     let mut statuses = Vec::new();
-    for (index, node) in fields.list_of("errorStatuses", STATUSES_MAX).iter().enumerate() {
+    for (index, node) in list.iter().enumerate() {
         let range = match &node.value {
             Value::Int(status) => u16::try_from(*status).ok().map(|status| (status, status)),
             Value::String(text) => status_range(text),
@@ -370,10 +379,15 @@ fn status_range(text: &str) -> Option<(u16, u16)> {
     Some((from.trim().parse().ok()?, to.trim().parse().ok()?))
 }
 
+/// The same as a regular expression, but for the order of the two.
+const STATUS_RANGE: &str = r"^(\s*\+?0*[1-9][0-9]{2}\s*(-\s*\+?0*[1-9][0-9]{2}\s*)?|\+?0*[1-9]xx)$";
+
 fn grpc_error_statuses(fields: &mut Fields<'_, '_>) -> Option<Vec<u32>> {
+    fields.takes_each("grpcErrorStatuses", || Shape::Whole(0, 999));
+    let list = fields.list_of("grpcErrorStatuses", STATUSES_MAX);
     fields.node("grpcErrorStatuses")?;
     let mut statuses = Vec::new();
-    for (index, node) in fields.list_of("grpcErrorStatuses", STATUSES_MAX).iter().enumerate() {
+    for (index, node) in list.iter().enumerate() {
         match &node.value {
             Value::Int(status @ 0..=999) => statuses.extend(u32::try_from(*status)),
             Value::Null
@@ -460,7 +474,7 @@ fn authority_rule(fields: &mut Fields<'_, '_>, context: &Context<'_>, found: &mu
 /// `limitApp` as a list: origins with commas between them.
 fn origins(fields: &mut Fields<'_, '_>) -> Vec<String> {
     fields.require("limitApp");
-    let text = fields.text("limitApp").unwrap_or_default();
+    let text = fields.text_of("limitApp", || Shape::text("[^, ]")).unwrap_or_default();
     let origins: Vec<String> = text
         .split(',')
         .map(str::trim)
@@ -476,7 +490,7 @@ fn origins(fields: &mut Fields<'_, '_>) -> Vec<String> {
     origins
 }
 
-fn is_text(node: &Node) -> bool {
+pub(super) fn is_text(node: &Node) -> bool {
     matches!(node.value, Value::String(_))
 }
 

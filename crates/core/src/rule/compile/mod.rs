@@ -27,8 +27,12 @@ use crate::{
         error::{Reason, Refusal, Refusals, Site},
         node::{Entry, Map, Node, Value},
         read::{Fields, near, one_of},
+        shape::Shape,
     },
 };
+
+#[cfg(feature = "schema")]
+use crate::rule::shape::Trace;
 
 mod bounds;
 mod common;
@@ -43,7 +47,7 @@ mod opensergo;
 mod tests;
 
 pub use bounds::{MATCHED_CAPACITIES, matched_capacity, table_bytes};
-pub(crate) use common::is_header_name;
+pub(crate) use common::{HEADER_NAME, is_header_name};
 pub use gateway::{PARAM_ITEM_FIELDS, PREDICATE_FIELDS};
 pub use hotspot::SPECIFIC_ITEM_FIELDS;
 pub use ids::{ID_BYTES_MAX, default_id, is_id};
@@ -172,6 +176,17 @@ fn compiled<'a>(sources: &[Source<'a>], settings: &'a Settings) -> Set<'a> {
         }
     }
     set
+}
+
+/// What the reader of documents asks of one.
+#[cfg(feature = "schema")]
+pub fn trace(document: &Node, settings: &Settings) -> Trace {
+    Trace::of(|refusals| {
+        let mut set = Set::new(settings);
+        core::mem::swap(&mut set.refusals, refusals);
+        set.add_document(document, Site::default(), &Source::of(""));
+        *refusals = set.refusals;
+    })
 }
 
 /// The rules of one list of sentinel-golang's data sources. `kind` is `flow`, `circuitbreaker`, `hotspot`,
@@ -334,11 +349,13 @@ impl<'a> Set<'a> {
         document.require("apiVersion");
         let wanted =
             if site.kind.is_some() && kind.is_none() { OPENSERGO_VERSION } else { API_VERSION };
-        if document.text("apiVersion").is_some_and(|version| version != wanted) {
+        let versions = || Shape::Choice(Vec::from([(wanted, None)]));
+        if document.text_of("apiVersion", versions).is_some_and(|version| version != wanted) {
             document.mismatch("apiVersion", wanted);
         }
         document.require("kind");
-        let Some(text) = document.text("kind") else {
+        let kinds = || Shape::Choice(names().map(|name| (name, None)).collect());
+        let Some(text) = document.text_of("kind", kinds) else {
             return;
         };
         let Some(name) = site.kind else {

@@ -22,13 +22,14 @@ use crate::{
         Response, Rule, SystemMetric, SystemRule, Target, TokenCalculate,
         compile::{
             Context, Form, Origin, RESPONSE_HEADERS_MAX,
-            common::{add_header, body, name, status},
+            common::{HEADER_NAME, add_header, body, name, status},
             ids::{head_of, id_of},
-            kinds::{SECONDS, positive},
+            kinds::{SECONDS, is_text, positive},
         },
         error::{Reason, Refusal, Refusals, Site},
         node::{Node, Position, Value},
         read::{Choices, Fields},
+        shape::Shape,
     },
 };
 
@@ -154,18 +155,18 @@ impl<'a> Documents<'a> {
         origin: Origin<'a>,
     ) {
         let metadata = document.node("metadata");
-        let name = match metadata.map(|node| &node.value) {
-            Some(Value::Map(map)) => map.get("name"),
-            _ => None,
-        };
-        let name = match name.map(|node| &node.value) {
-            Some(Value::String(name)) if !name.is_empty() => name.clone(),
-            _ => {
-                let position = metadata.and_then(|node| node.position);
-                document.refuse_at(position, "metadata.name", Reason::Missing);
-                String::new()
+        let mut name = "";
+        document.needs("metadata");
+        if let Some(mut metadata) = document.inside_any("metadata") {
+            metadata.require("name");
+            name = metadata.text_of("name", || Shape::SOME_TEXT).unwrap_or_default();
+            if name.is_empty() && metadata.node("name").is_some_and(is_text) {
+                metadata.refuse("name", Reason::Missing);
             }
-        };
+        } else if metadata.is_none() {
+            document.refuse("metadata.name", Reason::Missing);
+        }
+        let name = name.to_string();
         let same = self.known.iter().find(|known| known.0 == kind && known.1 == name);
         if let Some((.., first)) = same.filter(|_| !name.is_empty()) {
             if origin.yields_to(*first) {
@@ -335,17 +336,25 @@ fn rate_limit(spec: &mut Fields<'_, '_>) -> Option<Terms> {
     spec.choice("limitMode", LIMIT_MODE);
     spec.require("threshold");
     let threshold = spec.number("threshold");
-    let interval_ms = if spec.node("statDuration").is_some() {
-        if spec.node("statDurationSeconds").is_some() {
+    let seconds = spec.whole_u32("statDurationSeconds", SECONDS);
+    let has_seconds = spec.node("statDurationSeconds").is_some();
+    let duration = optional_duration_ms(spec, "statDuration", 1);
+    let interval_ms = match (spec.node("statDuration").is_some(), has_seconds) {
+        (true, true) => {
             spec.object(
                 "statDurationSeconds",
                 "stands beside `statDuration`: leave one of them out",
             );
+            None
         }
-        duration_ms(spec, "statDuration", 1)
-    } else {
-        spec.require("statDurationSeconds");
-        spec.whole_u32("statDurationSeconds", SECONDS).map(|seconds| seconds * 1_000)
+        (true, false) => duration,
+        (false, _) => {
+            // Or the other one, which is why neither is required by itself.
+            if !has_seconds {
+                spec.refuse("statDurationSeconds", Reason::Missing);
+            }
+            seconds.map(|seconds| seconds * 1_000)
+        }
     };
     Some(Terms::Rate { threshold: threshold?, stat_interval_ms: interval_ms? })
 }
@@ -419,7 +428,9 @@ fn fallback(spec: &mut Fields<'_, '_>) -> Response {
         let Some(mut header) = desc.item(HEADERS, index, node, &["key", "value"]) else { continue };
         header.require("key");
         header.require("value");
-        if let (Some(key), Some(value)) = (header.text("key"), header.node("value"))
+        header.takes("value", || Shape::TEXT);
+        if let (Some(key), Some(value)) =
+            (header.text_of("key", || Shape::text(HEADER_NAME)), header.node("value"))
             && let Some(problem) = add_header(&mut response.headers, key, value)
         {
             header.object("key", problem);
@@ -483,7 +494,12 @@ fn reference(
 /// A time such as `500ms`, in milliseconds.
 fn duration_ms(fields: &mut Fields<'_, '_>, field: &str, least: u32) -> Option<u32> {
     fields.require(field);
-    let text = fields.text(field)?;
+    optional_duration_ms(fields, field, least)
+}
+
+fn optional_duration_ms(fields: &mut Fields<'_, '_>, field: &str, least: u32) -> Option<u32> {
+    let text = fields
+        .text_of(field, || Shape::text(if least == 0 { DURATION } else { POSITIVE_DURATION }))?;
     let parsed = parse_duration_ms(text).filter(|ms| *ms >= least);
     if parsed.is_none() {
         let allowed = if least == 0 {
@@ -495,6 +511,10 @@ fn duration_ms(fields: &mut Fields<'_, '_>, field: &str, least: u32) -> Option<u
     }
     parsed
 }
+
+/// Such a time as a regular expression, and one of 1 ms or more.
+const DURATION: &str = "^[0-9]+(ms|s|m|min|minute|h|d)$";
+const POSITIVE_DURATION: &str = "^0*[1-9][0-9]*(ms|s|m|min|minute|h|d)$";
 
 fn parse_duration_ms(text: &str) -> Option<u32> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -510,10 +530,13 @@ fn parse_duration_ms(text: &str) -> Option<u32> {
     number.parse::<u32>().ok()?.checked_mul(unit_ms)
 }
 
+/// A number and a percent sign as a regular expression.
+const PERCENT: &str = r"^\s*[+-]?[0-9.]+([eE][+-]?[0-9]+)?\s*%$";
+
 /// `60%` as 0.6.
 fn percent(fields: &mut Fields<'_, '_>, field: &str) -> Option<f64> {
     fields.require(field);
-    let text = fields.text(field)?;
+    let text = fields.text_of(field, || Shape::text(PERCENT))?;
     let number = text.strip_suffix('%').and_then(|number| decimal::parse(number.trim()));
     let percent = number.filter(|percent| (0.0..=100.0).contains(percent));
     if percent.is_none() {

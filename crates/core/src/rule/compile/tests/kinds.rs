@@ -85,6 +85,8 @@ fn a_flow_rule_that_cannot_be_kept_is_refused() {
             a.yaml: document 1 (FlowRules): rules[2] (c): `lowMemUsageThreshold` is 2, but must be more than `highMemUsageThreshold`
             a.yaml: document 1 (FlowRules): rules[2] (c): `memLowWaterMarkBytes` is 3, but must be less than `memHighWaterMarkBytes`
             a.yaml: document 1 (FlowRules): rules[3] (d): `highMemUsageThreshold` is missing
+            a.yaml: document 1 (FlowRules): rules[3] (d): `memLowWaterMarkBytes` is missing
+            a.yaml: document 1 (FlowRules): rules[3] (d): `memHighWaterMarkBytes` is missing
             a.yaml: document 1 (FlowRules): rules[4] (e): `refResource` is missing
             a.yaml: document 1 (FlowRules): rules[5] (a(b): `resource` is "a(b", which is no regular expression: found open group without closing ')'
             a.yaml: document 1 (FlowRules): rules[6] (g): `tokenCalculateStrategy` is -1, but must be Direct (0), WarmUp (1) or MemoryAdaptive (2)
