@@ -7,6 +7,7 @@ pub mod explain;
 mod filter;
 mod limit;
 pub mod replay;
+pub mod schema;
 pub mod top;
 
 use anyhow::{Result, anyhow};

@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod explain;
 pub(crate) mod replay;
+mod schema;
 pub(crate) mod sim;
 mod test;
 mod top;
@@ -36,6 +37,7 @@ enum Command {
     Explain(explain::Arguments),
     Build(build::Arguments),
     Test(test::Arguments),
+    Schema(schema::Arguments),
     Replay(replay::Arguments),
     Sim(sim::Arguments),
     Bench(bench::Arguments),
@@ -56,6 +58,7 @@ impl Cli {
             Command::Explain(arguments) => explain::run(arguments),
             Command::Build(arguments) => build::run(&arguments),
             Command::Test(arguments) => test::run(&arguments),
+            Command::Schema(arguments) => schema::run(&arguments),
             Command::Replay(arguments) => replay::run(&arguments).map(Tally::code),
             Command::Sim(arguments) => sim::run(&arguments).map(Tally::code),
             Command::Bench(arguments) => bench::run(&arguments),
