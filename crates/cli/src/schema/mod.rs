@@ -447,7 +447,7 @@ impl Schema<'_> {
                     None if self.tree.map(&each).is_some() => self.map(&each),
                     None => json!({}),
                 };
-                list(items, *most)
+                list(&items, *most)
             }
             Shape::Map => self.map(path),
             Shape::Texts(most, names) => json!({
@@ -456,7 +456,7 @@ impl Schema<'_> {
                 "propertyNames": {"pattern": names},
                 "additionalProperties": {"type": "string"},
             }),
-            Shape::Documents => list(json!({"$ref": DOCUMENT}), usize::MAX),
+            Shape::Documents => list(&json!({"$ref": DOCUMENT}), usize::MAX),
             Shape::AnyOf(shapes) => {
                 return shapes.iter().flat_map(|shape| self.shape(path, shape)).collect();
             }
@@ -464,7 +464,7 @@ impl Schema<'_> {
     }
 }
 
-fn list(items: Value, most: usize) -> Value {
+fn list(items: &Value, most: usize) -> Value {
     if most == usize::MAX {
         return json!({"type": "array", "items": items});
     }
@@ -529,10 +529,10 @@ fn names<'a>(fields: impl Iterator<Item = &'a Field>) -> Vec<String> {
 
 /// A bound without a point, if it is whole.
 fn whole(bound: f64) -> Value {
-    match node::Value::from_double(bound) {
-        node::Value::Int(bound) => bound.into(),
-        _ => bound.into(),
+    if let node::Value::Int(bound) = node::Value::from_double(bound) {
+        return bound.into();
     }
+    bound.into()
 }
 
 fn into_map(value: Value) -> Option<Map<String, Value>> {

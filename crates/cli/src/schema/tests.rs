@@ -99,10 +99,10 @@ fn configurations() -> Vec<(String, Node)> {
             let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
             found.push((name.to_owned(), documents(&text).remove(0)));
         }
-        match node {
-            Value::Array(list) => list.iter().for_each(|node| find(node, found)),
-            Value::Object(map) => map.values().for_each(|node| find(node, found)),
-            _ => {}
+        if let Some(list) = node.as_array() {
+            list.iter().for_each(|node| find(node, found));
+        } else if let Some(map) = node.as_object() {
+            map.values().for_each(|node| find(node, found));
         }
     }
     let text = fs::read_to_string(root().join("envoy/envoy.yaml")).unwrap();
@@ -567,44 +567,46 @@ fn any_changes() -> impl Strategy<Value = Vec<Change>> {
 
 /// How many values there are in `node`, itself included.
 fn size(node: &Node) -> usize {
-    1 + match &node.value {
-        node::Value::List(list) => list.iter().map(size).sum(),
-        node::Value::Map(map) => map.entries().iter().map(|entry| size(&entry.value)).sum(),
-        _ => 0,
+    if let node::Value::List(list) = &node.value {
+        return 1 + list.iter().map(size).sum::<usize>();
     }
+    let node::Value::Map(map) = &node.value else { return 1 };
+    1 + map.entries().iter().map(|entry| size(&entry.value)).sum::<usize>()
 }
 
-/// Changes the value that is the `at`th in `node`: replaces it, adds a field to it, or takes the last one away.
-fn change(node: &mut Node, at: &mut usize, how: u8, name: &str, value: &Node) {
-    if *at == 0 {
-        match &mut node.value {
-            node::Value::Map(map) if how == 1 => {
-                let mut entries = map.entries().to_vec();
-                entries.pop();
+/// Changes the value that is the `at`th in `node`: replaces it, adds a field to it, or takes the last one away. What is
+/// left of `at` behind it; `None`: it was there.
+fn change(node: &mut Node, at: usize, how: u8, name: &str, value: &Node) -> Option<usize> {
+    if at == 0 {
+        if how > 0
+            && let node::Value::Map(map) = &mut node.value
+        {
+            let mut entries = map.entries().to_vec();
+            entries.pop();
+            if how == 1 {
                 *map = node::Map::from_entries(entries).unwrap();
+            } else {
+                explore::place(&mut node.value, name, &value.value);
             }
-            node::Value::Map(_) if how > 1 => explore::place(&mut node.value, name, &value.value),
-            old => *old = value.value.clone(),
+        } else {
+            node.value = value.value.clone();
         }
+        return None;
     }
-    *at = at.wrapping_sub(1);
+    let mut left = Some(at - 1);
     let mut inside = |inner: &mut Node| {
-        if *at < usize::MAX / 2 {
-            change(inner, at, how, name, value);
+        if let Some(at) = left {
+            left = change(inner, at, how, name, value);
         }
     };
-    match &mut node.value {
-        node::Value::List(list) => list.iter_mut().for_each(inside),
-        node::Value::Map(map) => {
-            let changed = map.entries().iter().map(|entry| {
-                let mut entry: Entry = entry.clone();
-                inside(&mut entry.value);
-                entry
-            });
-            *map = node::Map::from_entries(changed.collect()).unwrap();
-        }
-        _ => {}
+    if let node::Value::List(list) = &mut node.value {
+        list.iter_mut().for_each(inside);
+    } else if let node::Value::Map(map) = &mut node.value {
+        let mut entries: Vec<Entry> = map.entries().to_vec();
+        entries.iter_mut().for_each(|entry| inside(&mut entry.value));
+        *map = node::Map::from_entries(entries).unwrap();
     }
+    left
 }
 
 /// Changes documents in many ways, and holds those that `takes` still takes against the schema. `bases` are sets of
@@ -619,8 +621,8 @@ fn check_changed(bases: &[Vec<Node>], takes: &dyn Fn(&[Node]) -> bool, schema: &
             let mut set = set.get(bases).clone();
             let index = document.index(set.len());
             for (at, how, name, value) in changes {
-                let mut at = at.index(size(&set[index]));
-                change(&mut set[index], &mut at, how, name, &value);
+                let at = at.index(size(&set[index]));
+                change(&mut set[index], at, how, name, &value);
             }
             all.set(all.get() + 1);
             if takes(&set) {
