@@ -856,3 +856,55 @@ fn all_is_each_part_under_its_name() {
         assert_eq!(&together[part.name()], schema(part));
     }
 }
+
+#[test]
+fn every_way_to_write_a_value_is_taken() {
+    const RIGHT: &[(&str, &[&str])] = &[
+        (
+            "CircuitBreakerRules",
+            &[
+                "{resource: a, strategy: 2, threshold: 0.5, retryTimeoutMs: 1, statIntervalMs: 1, \
+                 errorStatuses: [503, '503', '500-599', ' 500 - 599 ', '5xx', '+5xx'], grpcErrorStatuses: [0, 14]}",
+                "{resource: a, strategy: ErrorRatio, threshold: 100, retryTimeoutMs: 1, statIntervalMs: 1, shadow: ~, regex: false}",
+            ],
+        ),
+        (
+            "FlowRules",
+            &[
+                "{resource: a, threshold: 1, id: '', controlBehavior: 1, warmUpPeriodSec: 0, refResource: '', response: ~}",
+                "{resource: a, tokenCalculateStrategy: 2, lowMemUsageThreshold: 2, highMemUsageThreshold: 1, \
+                 memLowWaterMarkBytes: 1, memHighWaterMarkBytes: 2}",
+            ],
+        ),
+        (
+            "HotspotRules",
+            &[
+                "{resource: a, metricType: 0, threshold: 1, paramKey: client_ip}",
+                "{resource: a, metricType: 0, threshold: 1, paramKey: ''}",
+                "{resource: a, metricType: 0, threshold: 1, paramKey: 'cookie:a b'}",
+                "{resource: a, metricType: 0, threshold: 1, paramKey: 'path_segment:1000'}",
+            ],
+        ),
+        ("SystemRules", &["{metricType: 4, triggerCount: 80, strategy: -1}"]),
+        (
+            "RateLimitStrategy",
+            &[
+                "{metricType: RequestAmount, threshold: 1, statDuration: 1minute}",
+                "{metricType: RequestAmount, threshold: 1, statDurationSeconds: 1, statDuration: ~}",
+            ],
+        ),
+        ("ThrottlingStrategy", &["{minIntervalOfRequests: 020ms, queueTimeout: 0d}"]),
+        (
+            "AdaptiveOverloadProtectionStrategy",
+            &["{metricType: CpuPercentage, triggerThreshold: ' +.5e1 %', adaptiveStrategy: NONE}"],
+        ),
+    ];
+    let schemas = Schemas::new();
+    for (kind, bodies) in RIGHT {
+        for body in *bodies {
+            let document = documents(&document_of(kind, body)).remove(0);
+            assert!(compiles(std::slice::from_ref(&document)), "the compiler refuses {body}");
+            assert_eq!(complaints(&schemas.rules, &document), Vec::<String>::new(), "{body}");
+        }
+    }
+}
