@@ -73,17 +73,26 @@ pub(crate) fn filters_of(bytes: &[u8], name: &str) -> Result<Vec<Filter>, Refusa
         }
     }
     let any_named = filters.iter().any(|(_, is_named)| *is_named);
-    let filters: Vec<Filter> = filters
+    let mut filters: Vec<Filter> = filters
         .into_iter()
         .filter(|(_, is_named)| *is_named || !any_named)
         .map(|(filter, _)| filter)
         .collect();
+    if filters.iter().any(|filter| !is_for_looking(&filter.config)) {
+        filters.retain(|filter| !is_for_looking(&filter.config));
+    }
     if filters.is_empty() {
         let sentence = "has no Wasm filter with a configuration of Sentinel's: name the bootstrap or listener that has \
                         one, or a file with the plugin's configuration alone";
         return Err(refusal(name, sentence.to_owned()).into());
     }
     Ok(filters)
+}
+
+/// Whether a filter does nothing but show the console: it stands on a listener of its own, whose requests nobody means.
+fn is_for_looking(config: &FilterConfig) -> bool {
+    config.console.is_some()
+        && FilterConfig { console: None, ..config.clone() } == FilterConfig::default()
 }
 
 /// A plugin of a Wasm filter, whoever's it is.
@@ -243,6 +252,21 @@ mod tests {
         let filters = filters_of(text.as_bytes(), "lds.yaml").unwrap();
         assert_eq!(filters.len(), 1);
         assert_eq!(filters[0].name, "in/sentinel");
+    }
+
+    #[test]
+    fn a_filter_that_only_shows_the_console_is_not_meant_beside_others() {
+        let console = r#"{"value": {"console": {"path": "/sentinel"}}}"#;
+        let text = listener(&[&wasm("a", console), &wasm("b", TEXT)]);
+        let names = |text: &str| -> Vec<String> {
+            let filters = filters_of(text.as_bytes(), "lds.yaml").unwrap();
+            filters.into_iter().map(|filter| filter.name).collect()
+        };
+        assert_eq!(names(&text), ["in/b"]);
+        assert_eq!(names(&listener(&[&wasm("a", console)])), ["in/a"]);
+        let both =
+            r#"{"value": {"console": {"path": "/sentinel"}, "resource": {"from": "route"}}}"#;
+        assert_eq!(names(&listener(&[&wasm("a", both), &wasm("b", TEXT)])), ["in/a", "in/b"]);
     }
 
     #[test]
