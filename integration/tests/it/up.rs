@@ -27,6 +27,7 @@ impl Terminal {
             workers: 4,
             port: 0,
             admin_port: 0,
+            console_port: 0,
         };
         let mut printed = Vec::new();
         let up = Up::start(&options, &mut printed).unwrap();
