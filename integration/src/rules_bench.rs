@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use comfy_table::Table;
@@ -22,7 +22,7 @@ use crate::client::Client;
 use crate::cost::{Pinned, percentile};
 use crate::envoy::Envoy;
 use crate::load::{Ask, Plan, Rate, Until};
-use crate::{load, rules};
+use crate::{clock, load, rules};
 
 /// Loads all sets and runs all rounds, and prints the tables. `published` says how many bytes the set of a service's
 /// configuration has. True when a request with one rule costs the same beside ten thousand others, as promised.
@@ -144,7 +144,9 @@ impl Set {
                 filter: Some(Configuration::Struct(filter)),
                 service: Some(Configuration::Text(self.service().to_string())),
                 revived: true,
+                files: None,
             }),
+            console_port: 0,
             access_log: None,
         };
         Envoy::start_changed(binary, workers, &bootstrap, |root| {
@@ -171,13 +173,13 @@ impl Loaded {
     fn measure(set: Set, workers: u32, binary: &Path, dist: &Path) -> Result<Self> {
         let envoy = set.start(workers, binary, dist)?;
         // The first tick of the service publishes; the canary and its likes are gone by then.
-        std::thread::sleep(Duration::from_secs(2));
+        clock::pause(Duration::from_secs(2));
         let (main, before) = times(&envoy)?;
         let mut first = Duration::ZERO;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = clock::now() + PATIENCE;
         loop {
             let mut client = Client::connect(envoy.proxy())?;
-            let sent = Instant::now();
+            let sent = clock::now();
             let answer = client.send("GET", "/", &[(NAME_HEADER, ONE)])?;
             if answer.status != 200 {
                 bail!("{} answered {}: {envoy:?}", set.name(), answer.status);
@@ -186,11 +188,11 @@ impl Loaded {
             if envoy.stats()?.total("workers") >= u64::from(workers) {
                 break;
             }
-            if Instant::now() > deadline {
+            if clock::now() > deadline {
                 bail!("some worker never got a request: {envoy:?}");
             }
         }
-        std::thread::sleep(Duration::from_millis(300));
+        clock::pause(Duration::from_millis(300));
         let (_, after) = times(&envoy)?;
         let used: Duration = after
             .iter()

@@ -25,7 +25,7 @@ pub fn published_bytes(configuration: &[u8]) -> Result<usize> {
     let node = document::configuration(configuration)
         .map_err(|error| anyhow!("{}", error.in_source("configuration")))?;
     let config = ServiceConfig::from_node(&node).map_err(|refusals| anyhow!("{refusals}"))?;
-    let matched = matched_capacity(config.rules.iter(), config.settings.param_table_bytes);
+    let matched = matched_capacity(&config.rules.iter(), config.settings.param_table_bytes);
     let entry = |(slot, rule)| {
         let capacity = sentinel_core::rule::Rule::table_capacity(rule, matched);
         let sets = if capacity == 0 { 0 } else { sets_for(capacity) };

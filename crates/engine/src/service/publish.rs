@@ -241,7 +241,7 @@ impl RuleSet {
         &self,
         config: &'c ServiceConfig,
     ) -> (RuleSetHeader, Vec<RuleEntry<&'c Rule>>) {
-        let matched = matched_capacity(config.rules.iter(), config.settings.param_table_bytes);
+        let matched = matched_capacity(&config.rules.iter(), config.settings.param_table_bytes);
         let mut places = self.places_kept(&config.rules, matched);
         let mut next_generation = self.header.next_generation.max(1);
         let keeps = |rule: &Rule| rule.keeps() != Keeps::Nothing;

@@ -29,7 +29,7 @@ pub const MATCHED_CAPACITIES: [u32; 4] = [4_000, 400, 64, 8];
 
 /// How many matched resources or callers each such rule of a set keeps apart: the most with which all tables
 /// together take no more than `most` bytes, or else the least there is.
-pub fn matched_capacity<'r>(rules: impl Iterator<Item = &'r Rule> + Clone, most: u32) -> u32 {
+pub fn matched_capacity<'r>(rules: &(impl Iterator<Item = &'r Rule> + Clone), most: u32) -> u32 {
     let fits = |capacity: &u32| {
         let all = rules.clone().map(|rule| table_bytes(rule, *capacity));
         all.fold(0, u64::saturating_add) <= u64::from(most)

@@ -555,7 +555,7 @@ impl<'a> Set<'a> {
             ));
         }
         let most = self.settings.param_table_bytes;
-        let matched = matched_capacity(rules(), most);
+        let matched = matched_capacity(&rules(), most);
         let mut bytes: u64 = 0;
         let mut largest: (u64, &str) = (0, "");
         for rule in rules() {

@@ -197,7 +197,7 @@ fn ten_thousand_patterns_of_any_kind_load_and_their_tables_stay_within_the_bound
     ] {
         let rules = patterns_with_tables(kind, rule, count).unwrap();
         let most = Settings::DEFAULT.param_table_bytes;
-        let matched = matched_capacity(rules.iter(), most);
+        let matched = matched_capacity(&rules.iter(), most);
         assert_eq!(matched, capacity, "{count} {kind} with {rule}");
         let bytes: u64 = rules.iter().map(|rule| table_bytes(rule, matched)).sum();
         assert!(bytes <= u64::from(most));
