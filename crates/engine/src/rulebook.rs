@@ -453,12 +453,14 @@ fn name_others(rules: &mut [RuleState]) {
             if flow.limit_app != LimitApp::Other {
                 continue;
             }
-            let named = beside.iter().filter_map(|(rule, _)| match &**rule {
-                Rule::Flow(other) if other.target == flow.target => match &other.limit_app {
-                    LimitApp::Origin(origin) => Some(origin.clone()),
-                    LimitApp::Default | LimitApp::Other => None,
-                },
-                _ => None,
+            let named = beside.iter().filter_map(|(rule, _)| {
+                if let Rule::Flow(other) = &**rule
+                    && other.target == flow.target
+                    && let LimitApp::Origin(origin) = &other.limit_app
+                {
+                    return Some(origin.clone());
+                }
+                None
             });
             if let Some(state) = rules.get_mut(*place) {
                 state.others = named.collect();

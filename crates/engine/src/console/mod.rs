@@ -121,10 +121,9 @@ impl Asked {
 #[inline(never)]
 fn number(path: &[u8], name: &str, default: u32) -> Option<u32> {
     let Some(text) = query_param(path, name) else { return Some(default) };
-    let digits = text.iter().map(|byte| byte.wrapping_sub(b'0'));
-    let number = digits.fold(Some(0_u32), |number, digit| {
-        let number = number?.saturating_mul(10).saturating_add(u32::from(digit));
-        (digit < 10).then_some(number)
+    let number = text.iter().try_fold(0_u32, |number, byte| {
+        let digit = byte.wrapping_sub(b'0');
+        (digit < 10).then(|| number.saturating_mul(10).saturating_add(u32::from(digit)))
     });
     number.filter(|_| !text.is_empty())
 }
