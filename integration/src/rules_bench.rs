@@ -215,7 +215,7 @@ fn times(envoy: &Envoy) -> Result<(Duration, BTreeMap<String, Duration>)> {
 struct Variant {
     name: &'static str,
     set: Set,
-    /// What a request is called; `{turn}` is another number in each.
+    /// What a request is called; `{load}` and `{turn}` are other numbers in each.
     resource: &'static str,
 }
 
@@ -224,6 +224,7 @@ struct Measured {
     variant: Variant,
     envoy: Envoy,
     rounds: Vec<Duration>,
+    loads: u32,
 }
 
 impl Measured {
@@ -235,10 +236,12 @@ impl Measured {
         Ok(())
     }
 
-    fn load(&self, requests: u32) -> Result<()> {
+    fn load(&mut self, requests: u32) -> Result<()> {
+        self.loads += 1;
+        let resource = self.variant.resource.replace("{load}", &self.loads.to_string());
         let report = load::run(&Plan {
             server: self.envoy.proxy(),
-            asks: vec![Ask::get("/").header(NAME_HEADER, self.variant.resource)],
+            asks: vec![Ask::get("/").header(NAME_HEADER, &resource)],
             connections: 1,
             rate: Rate::Max,
             until: Until::Sent(u64::from(requests)),
@@ -260,7 +263,7 @@ fn compare(binary: &Path, dist: &Path, out: &mut dyn Write) -> Result<Vec<Measur
     let mut measured = Vec::new();
     for variant in VARIANTS {
         let envoy = variant.set.start(1, binary, dist)?;
-        measured.push(Measured { variant, envoy, rounds: Vec::new() });
+        measured.push(Measured { variant, envoy, rounds: Vec::new(), loads: 0 });
     }
     for _ in 0..ROUNDS {
         let mut order: Vec<_> = measured.iter_mut().collect();
@@ -332,12 +335,12 @@ const VARIANTS: [Variant; 6] = [
     Variant {
         name: "one of 5,000 patterns, name new",
         set: Set::Regex(5_000),
-        resource: "GET:/service-4711/users/{turn}",
+        resource: "GET:/service-4711/users/{load}0000{turn}",
     },
     Variant {
         name: "256 patterns that begin alike, name new",
         set: Set::Tried(256),
-        resource: "GET:/service-4711/users-255/{turn}",
+        resource: "GET:/service-4711/users-255/{load}0000{turn}",
     },
 ];
 
