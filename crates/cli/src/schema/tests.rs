@@ -80,11 +80,12 @@ fn documents(text: &str) -> Vec<Node> {
     document::documents(text.as_bytes()).unwrap()
 }
 
-/// The example files: name and documents.
+/// The example files, but for the index of them: name and documents.
 fn examples() -> Vec<(String, Vec<Node>)> {
     let files = fs::read_dir(root().join("rules")).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<PathBuf> =
         files.filter(|path| path.extension().is_some_and(|ending| ending == "yaml")).collect();
+    files.retain(|path| !path.ends_with("index.yaml"));
     files.sort();
     let read = |path: &PathBuf| (path.display().to_string(), fs::read_to_string(path).unwrap());
     files.iter().map(read).map(|(name, text)| (name, documents(&text))).collect()
