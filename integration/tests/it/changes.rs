@@ -217,6 +217,7 @@ fn a_removed_rule_releases_whoever_waits_on_it() {
     world.printed("is in force: 1 rules");
     let mut waiting: Vec<_> = (0..9).map(|_| world.hang("/slow", &[])).collect();
     world.stats_when("eight to wait", |stats| stats.total("waiting") == 8);
+    assert_eq!(world.upstream.arrived("GET:/slow"), 1);
 
     server.put("/shop.yaml", &flow(&[("other", "/other", 1)]));
     let removed = clock::now();
