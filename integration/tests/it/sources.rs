@@ -470,7 +470,9 @@ fn the_shipped_files_are_in_force_as_they_are_served_and_followed_when_they_are_
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../rules");
     for entry in fs::read_dir(shipped).unwrap() {
         let file = entry.unwrap().path();
-        fs::copy(&file, directory.path().join(file.file_name().unwrap())).unwrap();
+        if file.is_file() {
+            fs::copy(&file, directory.path().join(file.file_name().unwrap())).unwrap();
+        }
     }
     for files in [
         Files::Watched(directory.path().to_owned()),
