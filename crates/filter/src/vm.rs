@@ -135,7 +135,7 @@ impl Vm {
                 self.carrier.note_checked(&mut self.host, &configuration);
             }
             let plugin = property("plugin_name").unwrap_or_default();
-            let plugin = String::from_utf8_lossy(&plugin).into_owned();
+            let plugin = String::from_utf8(plugin).unwrap_or_default();
             self.carrier.take(root, plugin, configuration);
             arm(root, FIRST_TICK_MS, root);
             if let Some(driver) = self.driver.as_mut().filter(|driver| driver.root == root) {

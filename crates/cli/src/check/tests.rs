@@ -1,8 +1,8 @@
 use expect_test::{Expect, expect};
 use sentinel_core::{
     config::{
-        CONSOLE_FIELDS, ENVOY_STATS_FIELDS, FILTER_FIELDS, METRICS_FIELDS, RESOURCE_FIELDS,
-        SERIES_MAX, SERVICE_FIELDS, SETTINGS,
+        CONSOLE_FIELDS, ENVOY_STATS_FIELDS, FILE_FIELDS, FILTER_FIELDS, HTTP_FIELDS,
+        METRICS_FIELDS, RESOURCE_FIELDS, SERIES_MAX, SERVICE_FIELDS, SETTINGS, SOURCE_FIELDS,
     },
     rule::compile::{
         DOCUMENT_FIELDS, KINDS, OPENSERGO_KINDS, PARAM_ITEM_FIELDS, PREDICATE_FIELDS,
@@ -377,6 +377,9 @@ fn the_readme_of_the_rules_names_every_field_and_every_setting_with_its_range() 
         FILTER_FIELDS,
         RESOURCE_FIELDS,
         CONSOLE_FIELDS,
+        SOURCE_FIELDS,
+        HTTP_FIELDS,
+        FILE_FIELDS,
     ];
     let mut names = names.concat();
     for kind in KINDS {

@@ -188,11 +188,13 @@ fn rules(prose: &Prose<'_>) -> Value {
         "$schema": DRAFT,
         "title": "Rule document of Sentinel for Envoy",
         "description": LIMITS,
-        "type": ["object", "null"],
+        "type": ["object", "array", "null"],
         "properties": properties,
         "required": required,
         "additionalProperties": false,
         "allOf": conditions,
+        // Which kind of rules a list has, its file's name says: only the compiler can look at their fields.
+        "items": {"type": "object", "description": LIST},
         "definitions": definitions,
     })
 }
@@ -225,6 +227,7 @@ fn of_kind(
 }
 
 const KIND: &str = "kind";
+const LIST: &str = "A rule of one of sentinel-golang's JSON lists; of which, the file's name says, or the source's `kind`";
 const SPEC: &str = "spec";
 const OPENSERGO: &str = "OpenSergo";
 const DOCUMENT_HEADING: &str = "A rule document";

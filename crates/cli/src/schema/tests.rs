@@ -165,7 +165,7 @@ fn the_configurations_that_we_ship_are_as_the_schemas_say() {
     let schemas = Schemas::new();
     let found = configurations();
     let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["sentinel_service", "sentinel_filter"]);
+    assert_eq!(names, ["sentinel_service", "sentinel_filter", "sentinel_filter"]);
     for (name, configuration) in &found {
         let schema = if name == "sentinel_filter" { &schemas.filter } else { &schemas.service };
         assert_eq!(complaints(schema, configuration), Vec::<String>::new(), "{name}");
@@ -183,7 +183,7 @@ fn document_of(kind: &str, body: &str) -> String {
 }
 
 fn compiles(documents: &[Node]) -> bool {
-    compile_set(&[Source { name: "a", documents }], &Settings::DEFAULT).is_ok()
+    compile_set(&[Source { documents, ..Source::of("a") }], &Settings::DEFAULT).is_ok()
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn what_the_compiler_refuses_of_a_field_the_schema_refuses_too() {
         .collect();
     texts.extend(
         [
-            "[]",
+            "[flow]",
             "{}",
             "{apiVersion: v1, kind: FlowRules, spec: {rules: []}}",
             "{apiVersion: datasource.sentinel.io/v1alpha1, kind: FlowRule, spec: {rules: []}}",
@@ -666,7 +666,8 @@ fn a_default_that_the_schema_shows_is_as_good_as_none() {
     let schema = schema(Part::Rules);
     let mut checked = 0;
     for (_, set) in examples() {
-        let rules = compile_set(&[Source { name: "a", documents: &set }], &Settings::DEFAULT);
+        let rules =
+            compile_set(&[Source { documents: &set, ..Source::of("a") }], &Settings::DEFAULT);
         for index in 0..set.len() {
             let kind = json(&set[index])[KIND].clone();
             let fields = schema.pointer(&format!(
@@ -686,8 +687,10 @@ fn a_default_that_the_schema_shows_is_as_good_as_none() {
                     }
                 }
                 changed[index] = documents(&document.to_string()).remove(0);
-                let with =
-                    compile_set(&[Source { name: "a", documents: &changed }], &Settings::DEFAULT);
+                let with = compile_set(
+                    &[Source { documents: &changed, ..Source::of("a") }],
+                    &Settings::DEFAULT,
+                );
                 assert_eq!(with, rules, "{kind} `{name}`: {default}");
             }
         }

@@ -25,7 +25,7 @@ use crate::{
     rule::{
         ApiGroup, HotspotRule, PathPredicate, Rule, Target,
         error::{Reason, Refusal, Refusals, Site},
-        node::{Entry, Map, Node, Value},
+        node::{Entry, Map, Node, Value, shorten},
         read::{Fields, near, one_of},
         shape::Shape,
     },
@@ -548,10 +548,12 @@ impl<'a> Set<'a> {
         let is_long = |way: Way| way.patterns > PATTERNS_TRIED_MAX || way.steps > STEPS_TRIED_MAX;
         if let Some((prefix, way)) = patterns.ways().find(|(_, way)| is_long(*way)) {
             refuse(&format!(
-                "have patterns (`regex: true`) of which a name that begins with {prefix:?} must be tried against \
+                "have patterns (`regex: true`) of which a name that begins with \"{}\" must be tried against \
                  {} with {} steps, but may have at most {PATTERNS_TRIED_MAX} with {STEPS_TRIED_MAX} steps for any name: \
                  let them differ in plain characters at their beginnings",
-                way.patterns, way.steps
+                shorten(prefix),
+                way.patterns,
+                way.steps
             ));
         }
         let most = self.settings.param_table_bytes;
