@@ -598,7 +598,7 @@ mod tests {
             ],
         );
         check("a: x\n  y\n\n  z # not w\n", &expect![[r#"{a: "x y\nz"}"#]]);
-        check("a: 'it''s\n  so'", &expect![[r#"{a: "it\'s so"}"#]]);
+        check("a: 'it''s\n  so'", &expect![[r#"{a: "it's so"}"#]]);
         check("a: [\n  \"b\"\n]\nc: {\n  d: e,\n}", &expect![[r#"{a: ["b"], c: {d: "e"}}"#]]);
     }
 
