@@ -303,5 +303,5 @@ pub fn table(outcomes: &[Outcome]) -> Table {
     table
 }
 
-const TRIES: u32 = 5;
+const TRIES: u32 = 12;
 const BEFORE_BUCKET: Duration = Duration::from_millis(300);
