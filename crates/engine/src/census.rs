@@ -58,6 +58,17 @@ impl Census {
     }
 }
 
+/// The oldest rule set that any live worker applies; `None` if there is no worker, or nobody can tell.
+pub(crate) fn oldest_version<H: Host>(
+    host: &mut H,
+    shared: &mut Shared,
+    now: Nanos,
+) -> Option<u64> {
+    let workers = Workers::decode(shared.read(host, Key::Workers).ok()??).ok()?;
+    let live = workers.slots.iter().filter(|slot| silence(slot, now) <= LIVE);
+    live.map(|slot| slot.rules_version).min()
+}
+
 fn take_slot(workers: &mut Workers, now: Nanos, own: WorkerSlot, ttl: Span) -> bool {
     let slots = &mut workers.slots;
     let held = slots.iter().position(|slot| slot.incarnation == own.incarnation);

@@ -210,6 +210,11 @@ impl RuleState {
         if self.stamp.threshold != old.stamp.threshold {
             self.forget_refusal();
         }
+        self.go_on_counting(old);
+    }
+
+    /// Takes over what was refused by the same rule, whatever it counts by now.
+    fn go_on_counting(&mut self, old: &mut Self) {
         if self.rule.id() == old.rule.id()
             && self.rule.common().shadow == old.rule.common().shadow
             && self.rule.block_type() == old.rule.block_type()
@@ -217,6 +222,14 @@ impl RuleState {
             self.blocked = old.blocked;
             self.total = core::mem::take(&mut old.total);
         }
+    }
+
+    /// Stands in for `old`, which it has followed in its ledger before the whole set is taken up.
+    pub(crate) fn stand_in_for(&mut self, old: &mut Self) {
+        self.go_on_counting(old);
+        self.others = core::mem::take(&mut old.others);
+        (self.active, self.is_holding) = (old.active, old.is_holding);
+        self.has_series = old.has_series;
     }
 
     /// Takes in what the service has decided.

@@ -154,6 +154,21 @@ impl RuleBook {
         self.by_generation.find(spread(generation), is_it).copied()
     }
 
+    /// Puts `new` where the rule that it stands for was.
+    fn stand_in(&mut self, index: u32, mut new: RuleState) {
+        let generation = new.stamp.generation;
+        let Some(old) = self.rule_mut(index) else { return };
+        new.stand_in_for(old);
+        let before = core::mem::replace(old, new).stamp.generation;
+        let known = self.by_generation.find_entry(spread(before), |known| *known == index);
+        if let Ok(known) = known {
+            known.remove();
+        }
+        let rules = &self.rules;
+        let hash_of = |index: &u32| spread(generation_of(rules, *index));
+        self.by_generation.insert_unique(spread(generation), index, hash_of);
+    }
+
     fn place_of(&self, hash: u64, name: &[u8]) -> Option<usize> {
         let is_it = |index: &u32| {
             let place = usize::try_from(*index).ok();
@@ -422,6 +437,26 @@ impl Upcoming {
             }
         }
         Ok(false)
+    }
+
+    /// Lets the rule that follows the one at `index` in its ledger stand in for it, without reading the others. `false`
+    /// if there is none that is like it but for what it counts.
+    pub(crate) fn stand_in(&mut self, book: &mut RuleBook, index: u32) -> bool {
+        let Some(old) = book.rule(index) else { return false };
+        let entry = self.reader.entry_at(old.place.slot, old.place.sets > 0);
+        let Some(entry) = entry.filter(|entry| {
+            entry.generation > old.stamp.generation && entry.rule.stands_for(&old.rule)
+        }) else {
+            return false;
+        };
+        let generation = entry.generation;
+        book.stand_in(index, RuleState::new(entry, &self.header));
+        // Compiled already, it did not know where it would go on from.
+        let compiled = self.book.index_of(generation).and_then(|at| usize::try_from(at).ok());
+        if let Some(from) = compiled.and_then(|at| self.goes_on_from.get_mut(at)) {
+            *from = Some(index);
+        }
+        true
     }
 
     /// The compiled set, with what those rules of `old` hold that it goes on with.

@@ -11,7 +11,10 @@
 
 use alloc::{string::String, vec::Vec};
 
-use sentinel_core::{config::Settings, rule::Rule};
+use sentinel_core::{
+    config::Settings,
+    rule::{Keeps, Rule},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::codec::{self, DecodeError, VALUE_BYTES_MAX};
@@ -89,13 +92,37 @@ impl RuleSetReader {
         self.next_sized().map(Some)
     }
 
+    /// The entry whose ledger, or whose table if it `is_table`, is at `slot`, whatever has been read already. The others
+    /// are passed over without reading them whole.
+    pub fn entry_at(&self, slot: u32, is_table: bool) -> Option<RuleEntry> {
+        // Behind the layout and the header.
+        let mut offset = self.skip(1)?;
+        loop {
+            let rest = self.bytes.get(offset.checked_add(4)?..)?;
+            let ((its_slot, its_sets), _) = codec::read::<(u32, u32)>(rest).ok()?;
+            if its_slot == slot && (its_sets > 0) == is_table {
+                // Those that keep nothing are nowhere, and say 0.
+                let (entry, _) = codec::read::<RuleEntry>(rest).ok()?;
+                if entry.rule.keeps() != Keeps::Nothing {
+                    return Some(entry);
+                }
+            }
+            offset = self.skip(offset)?;
+        }
+    }
+
+    /// What follows the sized value at `offset`.
+    fn skip(&self, offset: usize) -> Option<usize> {
+        let length = self.bytes.get(offset..)?.first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+        offset.checked_add(4)?.checked_add(length)
+    }
+
     /// Passes over so many entries without reading them; over all if there are fewer.
     pub fn skip_entries(&mut self, entries: u32) {
         for _ in 0..entries.min(self.left) {
-            let rest = self.bytes.get(self.offset..).unwrap_or_default();
-            let Some((length, _)) = rest.split_first_chunk::<4>() else { return };
-            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-            self.offset = self.offset.saturating_add(4).saturating_add(length);
+            let Some(next) = self.skip(self.offset) else { return };
+            self.offset = next;
             self.left = self.left.saturating_sub(1);
         }
     }

@@ -562,6 +562,19 @@ impl Rule {
             _ => false,
         }
     }
+
+    /// Whether this rule stands where `old` stood, although it may count something else: a rule of its name and kind,
+    /// for the same requests.
+    pub fn stands_for(&self, old: &Self) -> bool {
+        let same_callers = match (self, old) {
+            (Self::Flow(a), Self::Flow(b)) => a.limit_app == b.limit_app,
+            _ => true,
+        };
+        same_callers
+            && self.rank() == old.rank()
+            && self.id() == old.id()
+            && self.target() == old.target()
+    }
 }
 
 impl Target {

@@ -440,7 +440,7 @@ impl Service {
 
     /// Publishes the rules, and takes up those for which it decides something.
     fn publish<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
-        let Some(mut judged) = self.publication.publish(host, &mut self.shared, &self.config)
+        let Some(mut judged) = self.publication.publish(host, &mut self.shared, &self.config, now)
         else {
             // The last set stays in force.
             self.rules_rejected = self.rules_rejected.saturating_add(1);

@@ -1,9 +1,14 @@
 //! The rule set on its way to the workers.
 //!
 //! The service allots each rule its place in shared data, lowest free first, and a generation that only grows: a
-//! thousand changes use no more keys than the largest set had rules, and a worker that is behind can never
+//! thousand changes use few more keys than the largest set had rules, and a worker that is behind can never
 //! write into a ledger that belongs to another rule by now. A rule that counts what an old one counted goes
-//! on with its ledger, whatever its new threshold (semantics 1.12).
+//! on with its ledger, whatever its new threshold (semantics 1.12). One that counts something else by now begins anew
+//! in its own place, so that nobody goes on admitting by what it said before.
+//!
+//! A place that is left rests until every worker that lives has taken up the set without it: only then may another rule
+//! have it. Else a worker that is behind would find another's ledger where its own was, and could not tell what holds
+//! for the request in its hands without reading the whole new set.
 //!
 //! Nothing here compares every rule with every other: Envoy's main thread stands still meanwhile, and a set may
 //! have ten thousand.
@@ -18,7 +23,11 @@ use sentinel_core::{
     config::ServiceConfig,
     ledger::{rate::whole_tokens, set::sets_for},
     order::{order_of, sort_by},
-    rule::{Keeps, Rule, SystemMetric, TokenCalculate, compile::matched_capacity},
+    rule::{
+        Keeps, Rule, SystemMetric, TokenCalculate,
+        compile::{matched_capacity, table_bytes},
+    },
+    time::Nanos,
 };
 use sentinel_wire::{
     DecodeError,
@@ -28,6 +37,7 @@ use sentinel_wire::{
 
 use super::{announce, sources::identity};
 use crate::{
+    census,
     host::{Host, Meter},
     shared::{Shared, Then},
     telemetry::{Metric, of_rule},
@@ -43,9 +53,53 @@ pub(super) const BREAKER_STATE: &str = "breaker_state";
 #[derive(Debug, Default)]
 pub(super) struct Publication {
     version: u64,
+    /// Places that were left, in the order in which they were.
+    resting: Vec<Resting>,
     /// Of all rules that ever were, in the order of their names, so that one that is gone shows 0.
     gauges: Vec<RuleGauge>,
 }
+
+/// Ledgers, or sets of a table, that no rule has now, but of which a worker may still think that one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Resting {
+    what: Kind,
+    /// The first, and how many.
+    range: (u32, u32),
+    /// What may still stand in them.
+    bytes: u64,
+    /// The first set without them.
+    since: u64,
+}
+
+/// Ledgers and sets of tables have numbers of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Ledger,
+    Table,
+}
+
+impl Kind {
+    fn of(is_table: bool) -> Self {
+        if is_table { Self::Table } else { Self::Ledger }
+    }
+}
+
+/// Lets go, those left first first, what is too much: tables must stay within their bound with those that rest.
+fn keep_within(resting: &mut Vec<Resting>, config: &ServiceConfig, matched: u32) {
+    let of_rules = config.rules.iter().map(|rule| table_bytes(rule, matched));
+    let used = of_rules.fold(0, u64::saturating_add);
+    let mut left = u64::from(config.settings.param_table_bytes).saturating_sub(used);
+    let mut first = resting.len();
+    for newest in resting.iter().rev().take(RESTING_MAX) {
+        let Some(rest) = left.checked_sub(newest.bytes) else { break };
+        left = rest;
+        first = first.saturating_sub(1);
+    }
+    resting.drain(..first);
+}
+
+/// The most places that rest at a time; beyond, the one that was left first is given away.
+const RESTING_MAX: usize = 10_000;
 
 /// The one gauge of a rule.
 #[derive(Debug)]
@@ -69,7 +123,7 @@ impl Publication {
         shared: &mut Shared,
         config: &ServiceConfig,
     ) {
-        self.put(host, shared, config, false);
+        self.put(host, shared, config, None);
     }
 
     /// Publishes the configured rules if they differ from those in force, and returns the entries of those
@@ -79,8 +133,9 @@ impl Publication {
         host: &mut H,
         shared: &mut Shared,
         config: &ServiceConfig,
+        now: Nanos,
     ) -> Option<Vec<RuleEntry>> {
-        let entries = self.put(host, shared, config, true);
+        let entries = self.put(host, shared, config, Some(now));
         self.show_thresholds(host, config);
         entries
     }
@@ -90,35 +145,41 @@ impl Publication {
         host: &mut H,
         shared: &mut Shared,
         config: &ServiceConfig,
-        replace: bool,
+        replace: Option<Nanos>,
     ) -> Option<Vec<RuleEntry>> {
+        if let Some(now) = replace.filter(|_| !self.resting.is_empty()) {
+            let oldest = census::oldest_version(host, shared, now).unwrap_or(u64::MAX);
+            self.resting.retain(|resting| resting.since > oldest);
+        }
+        let resting = &self.resting;
         let updated = shared.update(host, Key::Rules, |found, written| {
             let old = match found.map(RuleSet::decode) {
-                Some(Ok(old)) if !replace => return (Then::Keep, Some((old, false))),
+                Some(Ok(old)) if replace.is_none() => return (Then::Keep, Some((old, None))),
                 Some(Ok(old)) => old,
                 // A newer module has published: it knows better.
                 Some(Err(DecodeError::Newer { .. })) => return (Then::Keep, None),
                 Some(Err(DecodeError::Malformed)) | None => RuleSet::default(),
             };
-            let (mut header, entries) = old.followed_by(config);
+            let (mut header, entries, left) = old.followed_by(config, resting);
             // What says the same is not written again.
             if found.is_some() && rules::encode(&header, &entries).as_deref() == found {
-                return (Then::Keep, Some((old, false)));
+                return (Then::Keep, Some((old, None)));
             }
             header.version = header.version.saturating_add(1);
             match rules::encode(&header, &entries) {
                 Some(bytes) => {
                     let new = RuleSet::decode(&bytes).ok();
                     *written = bytes;
-                    (Then::Write, new.map(|new| (new, true)))
+                    (Then::Write, new.map(|new| (new, Some(left))))
                 }
                 None => (Then::Keep, None),
             }
         });
         match updated.map(|updated| updated.result) {
-            Ok(Some((mut set, is_new))) => {
+            Ok(Some((mut set, left))) => {
                 self.version = set.header.version;
-                if is_new {
+                if let Some(left) = left {
+                    self.resting = left;
                     announce(host);
                 }
                 set.entries.retain(|entry| entry.rule.needs_service());
@@ -177,7 +238,7 @@ impl Publication {
 
 /// What a configuration says, as bytes: two that say the same have the same.
 pub(super) fn meaning(config: &ServiceConfig) -> Vec<u8> {
-    let (header, entries) = RuleSet::default().followed_by(config);
+    let (header, entries, _) = RuleSet::default().followed_by(config, &[]);
     let mut bytes = rules::encode(&header, &entries).unwrap_or_default();
     bytes.extend_from_slice(config.envoy_stats.as_deref().unwrap_or_default().as_bytes());
     for source in &config.sources {
@@ -236,18 +297,28 @@ impl RuleSet {
         Ok(Self { header, entries })
     }
 
-    /// What `config` asks for, after this set and as this version of it: where it says the same, the same.
+    /// What `config` asks for, after this set and as this version of it: where it says the same, the same. Nobody gets
+    /// a place that is `resting`.
     fn followed_by<'c>(
         &self,
         config: &'c ServiceConfig,
-    ) -> (RuleSetHeader, Vec<RuleEntry<&'c Rule>>) {
+        resting: &[Resting],
+    ) -> (RuleSetHeader, Vec<RuleEntry<&'c Rule>>, Vec<Resting>) {
         let matched = matched_capacity(&config.rules.iter(), config.settings.param_table_bytes);
         let mut places = self.places_kept(&config.rules, matched);
         let mut next_generation = self.header.next_generation.max(1);
         let keeps = |rule: &Rule| rule.keeps() != Keeps::Nothing;
         let sets = |rule: &Rule| sets_of(rule, matched);
-        allot(&config.rules, &mut places, &|rule| (keeps(rule) && sets(rule) == 0).then_some(1));
-        allot(&config.rules, &mut places, &|rule| Some(sets(rule)).filter(|sets| *sets > 0));
+        let mut resting = resting.to_vec();
+        self.leave(&config.rules, &places, &mut resting);
+        keep_within(&mut resting, config, matched);
+        let taken = |what| resting.iter().filter(move |resting| resting.what == what);
+        allot(&config.rules, &mut places, taken(Kind::Ledger), &|rule| {
+            (keeps(rule) && sets(rule) == 0).then_some(1)
+        });
+        allot(&config.rules, &mut places, taken(Kind::Table), &|rule| {
+            Some(sets(rule)).filter(|sets| *sets > 0)
+        });
         // Those that keep nothing are addressed by their generation all the same.
         for (place, rule) in places.iter_mut().zip(&config.rules) {
             if place.is_none() && rule.keeps() == Keeps::Nothing {
@@ -274,14 +345,44 @@ impl RuleSet {
             series_max: config.series_max,
             rules: u32::try_from(entries.len()).unwrap_or(u32::MAX),
         };
-        (header, entries)
+        (header, entries, resting)
     }
 
-    /// For each new rule the place that it goes on in: that of the old rule of the same id, else that of an
-    /// old rule whose id is gone, if both count the same.
+    /// Adds the places of this set where none of `rules` goes on.
+    fn leave(&self, rules: &[Rule], places: &[Option<Place>], resting: &mut Vec<Resting>) {
+        let is_table = |rule: &Rule| rule.table_capacity(1) > 0;
+        let kept = rules.iter().zip(places).filter(|(rule, _)| rule.keeps() != Keeps::Nothing);
+        let mut kept: Vec<(Kind, u32)> = kept
+            .filter_map(|(rule, place)| Some((Kind::of(is_table(rule)), place.as_ref()?.slot)))
+            .collect();
+        sort_by(&mut kept, Ord::cmp);
+        let most = self.header.settings.param_table_bytes;
+        let matched = matched_capacity(&self.entries.iter().map(|entry| &entry.rule), most);
+        for entry in self.entries.iter().filter(|entry| entry.rule.keeps() != Keeps::Nothing) {
+            let what = Kind::of(entry.sets > 0);
+            if kept.binary_search(&(what, entry.slot)).is_err() {
+                resting.push(Resting {
+                    what,
+                    range: (entry.slot, entry.sets.max(1)),
+                    bytes: table_bytes(&entry.rule, matched),
+                    since: self.header.version.saturating_add(1),
+                });
+            }
+        }
+    }
+
+    /// For each new rule the place that it goes on in: that of the old rule of the same id, even if that counts
+    /// something else, but then anew; else that of an old rule whose id is gone, if both count the same.
     fn places_kept(&self, rules: &[Rule], matched: u32) -> Vec<Option<Place>> {
         let goes_on_as = |entry: &RuleEntry, rule: &Rule| {
             entry.sets == sets_of(rule, matched) && entry.rule.counts_the_same_as(rule)
+        };
+        // Where the old rule was, if the new one has a use for the like. The generation comes later.
+        let begins_anew_in = |entry: &RuleEntry, rule: &Rule| {
+            let keeps = |rule: &Rule| rule.keeps() != Keeps::Nothing;
+            let fits = entry.sets == sets_of(rule, matched) && keeps(rule) && keeps(&entry.rule);
+            (fits && rule.stands_for(&entry.rule))
+                .then_some(Place { generation: 0, ..place_of(entry) })
         };
         let old = &self.entries;
         let by_id = order_of(old.len(), &|a, b| id_of(old, a).cmp(id_of(old, b)));
@@ -294,7 +395,10 @@ impl RuleSet {
             if let Some(gone) = index.and_then(|index| is_gone.get_mut(index)) {
                 *gone = false;
             }
-            kept.push(entry.filter(|entry| goes_on_as(entry, rule)).map(place_of));
+            kept.push(entry.and_then(|entry| {
+                let goes_on = goes_on_as(entry, rule).then(|| place_of(entry));
+                goes_on.or_else(|| begins_anew_in(entry, rule))
+            }));
         }
 
         // Only rules of one kind and one resource can count the same.
@@ -337,9 +441,14 @@ fn claim_order(rules: &[Rule]) -> Vec<usize> {
     })
 }
 
-/// Gives each rule that has a size the place that it has not got yet. Ledgers and tables have numbers of their own.
-fn allot(rules: &[Rule], places: &mut [Option<Place>], size_of: &dyn Fn(&Rule) -> Option<u32>) {
-    let mut taken: Vec<(u32, u32)> = Vec::new();
+/// Gives each rule that has a size the place that it has not got yet, beside those that are resting.
+fn allot<'r>(
+    rules: &[Rule],
+    places: &mut [Option<Place>],
+    resting: impl Iterator<Item = &'r Resting>,
+    size_of: &dyn Fn(&Rule) -> Option<u32>,
+) {
+    let mut taken: Vec<(u32, u32)> = resting.map(|resting| resting.range).collect();
     let mut wanted: Vec<(u32, u32)> = Vec::new();
     for ((place, rule), index) in places.iter().zip(rules).zip(0..) {
         let Some(size) = size_of(rule) else { continue };
@@ -456,7 +565,7 @@ mod tests {
 
     /// The set that `config` asks for after `old`.
     fn after(old: &RuleSet, config: &ServiceConfig) -> RuleSet {
-        let (mut header, entries) = old.followed_by(config);
+        let (mut header, entries, _) = old.followed_by(config, &[]);
         header.version += 1;
         RuleSet::decode(&rules::encode(&header, &entries).unwrap()).unwrap()
     }
@@ -466,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_threshold_keeps_its_ledger_and_a_changed_window_gets_a_new_one() {
+    fn a_changed_threshold_keeps_its_ledger_and_a_changed_window_begins_anew_in_its_place() {
         let first = after(
             &RuleSet::default(),
             &config(vec![flow("a", "r", 5.0, 20_000), flow("b", "r", 1.0, 1_000)]),
@@ -477,17 +586,47 @@ mod tests {
             after(&first, &config(vec![flow("a", "r", 8.0, 20_000), flow("b", "r", 1.0, 2_000)]));
         assert_eq!(places(&second), [("a", 0, 1), ("b", 1, 3)]);
         assert_eq!(second.header.version, 2);
+
+        let third = after(&second, &config(vec![flow("a", "r", 8.0, 1_000), pace("b", "r")]));
+        assert_eq!(places(&third), [("a", 0, 4), ("b", 1, 5)]);
     }
 
     #[test]
-    fn an_inserted_rule_shifts_nobody_and_a_freed_slot_is_used_again() {
+    fn an_inserted_rule_shifts_nobody_and_a_slot_that_was_left_is_used_again_when_it_has_rested() {
         let first = after(
             &RuleSet::default(),
             &config(vec![flow("a", "r", 1.0, 0), flow("b", "s", 1.0, 0)]),
         );
         let second = after(&first, &config(vec![flow("new", "q", 1.0, 0), flow("b", "s", 1.0, 0)]));
 
-        assert_eq!(places(&second), [("b", 1, 2), ("new", 0, 3)]);
+        assert_eq!(places(&second), [("b", 1, 2), ("new", 2, 3)]);
+
+        let third = config(vec![flow("b", "s", 1.0, 0), flow("third", "t", 1.0, 0)]);
+        let left = [Resting { what: Kind::Ledger, range: (0, 1), bytes: 0, since: 2 }];
+        let (_, entries, resting) = second.followed_by(&third, &left);
+        let slots: Vec<u32> = entries.iter().map(|entry| entry.slot).collect();
+        assert_eq!(slots, [1, 3]);
+        let again = Resting { range: (2, 1), since: 3, ..left[0] };
+        assert_eq!(resting, [left[0], again]);
+        assert_eq!(places(&after(&second, &third)), [("b", 1, 2), ("third", 0, 4)]);
+    }
+
+    #[test]
+    fn tables_that_rest_do_not_take_the_room_of_those_in_use() {
+        let twelve = |from: u32| {
+            let rule = |n| isolation(&format!("p{n}"), Target::Pattern(format!("{n}/.*")));
+            config((from..from + 12).map(rule).collect())
+        };
+        let first = after(&RuleSet::default(), &twelve(0));
+        let second = twelve(12);
+        let (_, entries, resting) = first.followed_by(&second, &[]);
+
+        let matched = matched_capacity(&second.rules.iter(), second.settings.param_table_bytes);
+        let used: u64 = second.rules.iter().map(|rule| table_bytes(rule, matched)).sum();
+        let rests: u64 = resting.iter().map(|resting| resting.bytes).sum();
+        assert!((1..12).contains(&resting.len()), "{}", resting.len());
+        assert!(used + rests <= u64::from(second.settings.param_table_bytes));
+        assert_eq!(entries.len(), 12);
     }
 
     #[test]
@@ -559,13 +698,11 @@ mod tests {
         let second = after(&first, &config(rules(11)));
         assert_eq!(places(&first), places(&second)[..10]);
 
-        // Too many for the largest tables: all begin anew with smaller ones, in the lowest places.
+        // Too many for the largest tables: all begin anew with smaller ones.
         let third = after(&second, &config(rules(1_000)));
         assert!(third.entries.iter().all(|entry| entry.sets == 8 && entry.generation > 11));
         let fourth = after(&third, &config(rules(1_001)));
         assert_eq!(places(&third), places(&fourth)[..1_000]);
-        let last = fourth.entries.iter().map(|entry| entry.slot + entry.sets).max();
-        assert_eq!(last, Some(1_001 * 8));
     }
 
     #[test]
@@ -574,7 +711,7 @@ mod tests {
         let set = after(&RuleSet::default(), &config(rules.clone()));
         let says = |rules: Vec<Rule>| {
             let config = config(rules);
-            let (header, entries) = set.followed_by(&config);
+            let (header, entries, _) = set.followed_by(&config, &[]);
             rules::encode(&header, &entries) == rules::encode(&set.header, &set.entries)
         };
 

@@ -177,8 +177,8 @@ impl Worker {
                     self.nodes.block(node, batch, self.inbound.filter(|_| call.inbound));
                     return Verdict::Blocked(self.refusal(rule, retry_at, now));
                 }
-                Admission::Superseded { .. } if round < ROUNDS_MAX => {
-                    self.take_up_now(host);
+                Admission::Superseded { rule } if round < ROUNDS_MAX => {
+                    self.follow(host, rule);
                     // A breaker of the newer set may be open already.
                     self.look_at_decisions(host, now);
                 }

@@ -422,8 +422,30 @@ impl Worker {
         self.compile_slice(host);
     }
 
-    /// Takes up what is published, whatever it takes: before the first request, and when a ledger says
-    /// that this worker is behind. Ten thousand rules take some milliseconds, and this request waits for them.
+    /// A ledger of the request in hand belongs to a newer rule by now, `rule`. If that is still the rule of this name,
+    /// it and what else of the kind the request asks stand in for the old ones until the whole set is taken up. A place
+    /// goes to another rule only when no worker is left that could meet it here, or the service has forgotten (it was
+    /// trapped) who is behind: only then this request waits for the whole set.
+    fn follow<H: Host + Meter>(&mut self, host: &mut H, rule: u32) {
+        if !self.stand_in(rule) {
+            self.load_rules(host);
+            if !self.stand_in(rule) {
+                self.take_up_now(host);
+            }
+        }
+    }
+
+    fn stand_in(&mut self, rule: u32) -> bool {
+        let Some(upcoming) = &mut self.upcoming else { return false };
+        let stands = upcoming.stand_in(&mut self.book, rule);
+        for ask in self.asks.iter().filter(|ask| stands && ask.rule != rule) {
+            upcoming.stand_in(&mut self.book, ask.rule);
+        }
+        stands
+    }
+
+    /// Takes up what is published, whatever it takes: before the first request, and when there is no other way to tell
+    /// what holds. Ten thousand rules take some milliseconds, and this request waits for them.
     fn take_up_now<H: Host + Meter>(&mut self, host: &mut H) {
         self.load_rules(host);
         while self.upcoming.is_some() {

@@ -5,6 +5,7 @@
     reason = "a test says what went wrong by panicking"
 )]
 
+mod behind;
 mod contract;
 mod failure;
 mod many_rules;
