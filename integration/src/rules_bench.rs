@@ -8,9 +8,12 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use serde_json::{Value, json};
@@ -21,7 +24,9 @@ use crate::bootstrap::{
 use crate::client::Client;
 use crate::cost::{Pinned, percentile};
 use crate::envoy::Envoy;
-use crate::load::{Ask, Plan, Rate, Until};
+use crate::load::{Ask, Plan, Rate, Report, Until};
+use crate::rule_server::RuleServer;
+use crate::windows::Arrival;
 use crate::{clock, load, rules};
 
 /// Loads all sets and runs all rounds, and prints the tables. `published` says how many bytes the set of a service's
@@ -74,6 +79,7 @@ pub fn rules(
         "{table}\nCPU time of Envoy's main thread until it serves, of a worker until it has answered its first requests, \n\
          and memory, each beyond that without rules; the published set is what each worker copies."
     )?;
+    change(binary, dist, out)?;
     let measured = compare(binary, dist, out)?;
     let cost = |name: &str| -> Result<f64> {
         let found = measured.iter().find(|measured| measured.variant.name == name);
@@ -117,47 +123,147 @@ impl Set {
         json!({"resource": resource, "regex": is_pattern, "threshold": 1_000_000_000})
     }
 
-    /// The service's configuration, with one rule more that the rounds ask for.
-    fn service(self) -> Value {
+    /// The rules, and one more that is asked for, with a window of so many milliseconds.
+    fn document(self, interval_ms: u32) -> Option<Value> {
         let (Self::Flow(count) | Self::Regex(count) | Self::Tried(count)) = self;
         let mut all: Vec<_> = (0..count).map(|number| self.rule(number)).collect();
-        if count > 0 {
-            all.push(json!({"resource": ONE, "threshold": 1_000_000_000}));
-        }
-        let documents = if all.is_empty() { Vec::new() } else { vec![rules::flow_rules(&all)] };
+        all.push(json!({
+            "id": ONE,
+            "resource": ONE,
+            "threshold": 1_000_000_000,
+            "statIntervalInMs": interval_ms,
+        }));
+        (count > 0).then(|| rules::flow_rules(&all))
+    }
+
+    /// The service's configuration, with the rules inline.
+    fn service(self) -> Value {
+        let documents: Vec<_> = self.document(1000).into_iter().collect();
         json!({"rules": documents, "settings": {"rulesMax": 20_000}})
     }
 
     fn start(self, workers: u32, binary: &Path, dist: &Path) -> Result<Envoy> {
-        let mut filter = shipped_filter()?;
-        // What a header says can be another name each time.
-        let fields =
-            filter.as_object_mut().context("the shipped filter's configuration is no map")?;
-        fields.insert("resource".to_owned(), json!({"from": {"header": NAME_HEADER}}));
-        let bootstrap = Bootstrap {
-            port: 0,
-            admin_port: 0,
-            // Nobody is asked there.
-            upstream: ([127, 0, 0, 1], 9).into(),
-            sentinel: Some(Sentinel {
-                dist: dist.to_owned(),
-                filter: Some(Configuration::Struct(filter)),
-                service: Some(Configuration::Text(self.service().to_string())),
-                revived: true,
-                files: None,
-            }),
-            console_port: 0,
-            access_log: None,
-        };
-        Envoy::start_changed(binary, workers, &bootstrap, |root| {
-            *at(root, &format!("{CONNECTION_MANAGER}/route_config/virtual_hosts/0/routes/0"))? = json!({
-                "name": "default",
-                "match": {"prefix": "/"},
-                "direct_response": {"status": 200, "body": {"inline_string": "ok"}},
-            });
-            Ok(())
-        })
+        start(&self.service(), None, workers, binary, dist)
     }
+}
+
+/// An Envoy that answers every request itself, with a cluster for the service to ask.
+fn start(
+    service: &Value,
+    cluster: Option<Value>,
+    workers: u32,
+    binary: &Path,
+    dist: &Path,
+) -> Result<Envoy> {
+    let mut filter = shipped_filter()?;
+    // What a header says can be another name each time.
+    let fields = filter.as_object_mut().context("the shipped filter's configuration is no map")?;
+    fields.insert("resource".to_owned(), json!({"from": {"header": NAME_HEADER}}));
+    let bootstrap = Bootstrap {
+        port: 0,
+        admin_port: 0,
+        // Nobody is asked there.
+        upstream: ([127, 0, 0, 1], 9).into(),
+        sentinel: Some(Sentinel {
+            dist: dist.to_owned(),
+            filter: Some(Configuration::Struct(filter)),
+            service: Some(Configuration::Text(service.to_string())),
+            revived: true,
+            files: None,
+        }),
+        console_port: 0,
+        access_log: None,
+    };
+    Envoy::start_changed(binary, workers, &bootstrap, |root| {
+        *at(root, &format!("{CONNECTION_MANAGER}/route_config/virtual_hosts/0/routes/0"))? = json!({
+            "name": "default",
+            "match": {"prefix": "/"},
+            "direct_response": {"status": 200, "body": {"inline_string": "ok"}},
+        });
+        if let Some(cluster) = cluster {
+            *at(root, "/static_resources/clusters/0")? = cluster;
+        }
+        Ok(())
+    })
+}
+
+/// What clients see while one of ten thousand rules gets another window again and again, so that every worker meets a
+/// ledger that is newer than its set; and what they see when nothing changes.
+fn change(binary: &Path, dist: &Path, out: &mut dyn Write) -> Result<()> {
+    let contents =
+        |interval_ms| Set::Flow(10_000).document(interval_ms).map(|document| document.to_string());
+    let [short, long] = [contents(1000), contents(2000)].map(Option::unwrap_or_default);
+    let server = RuleServer::start()?;
+    server.put(RULES, &short);
+    let service = json!({
+        "sources": [
+            {"name": "rules", "http": {"cluster": "config", "path": RULES}, "intervalMs": 100},
+        ],
+        "settings": {"rulesMax": 20_000},
+    });
+    let envoy = start(&service, Some(server.cluster("config")), 4, binary, dist)?;
+    let version = |at_least: u64| {
+        clock::wait_for("a rule set", PATIENCE, || {
+            // A look at all statistics takes the main thread, which has to make the change.
+            clock::pause(Duration::from_millis(250));
+            let stats = envoy.stats()?;
+            let version = stats.total("rules_version");
+            Ok((version >= at_least && stats.total("workers") == 4).then_some(version))
+        })
+    };
+    let load = |until: Until| {
+        load::run(&Plan {
+            server: envoy.proxy(),
+            asks: vec![Ask::get("/").header(NAME_HEADER, ONE)],
+            connections: 16,
+            rate: Rate::PerSecond(RATE),
+            until,
+        })
+    };
+    let during = |act: &dyn Fn() -> Result<()>| -> Result<Report> {
+        let enough = Arc::new(AtomicBool::new(false));
+        let until = Until::Stopped(Arc::clone(&enough));
+        thread::scope(|scope| {
+            let loading = scope.spawn(|| load(until));
+            let acted = act();
+            enough.store(true, Ordering::Relaxed);
+            let report = loading.join().map_err(|_| anyhow!("the load has panicked"))?;
+            acted.and(report)
+        })
+    };
+    // Every worker has its first request behind it.
+    during(&|| version(1).map(drop))?;
+    let calm = during(&|| {
+        clock::pause(CALM);
+        Ok(())
+    })?;
+    let changed = during(&|| {
+        for contents in [&long, &short].into_iter().cycle().take(CHANGES) {
+            let before = envoy.stats()?.total("rules_version");
+            server.put(RULES, contents);
+            version(before + 1)?;
+        }
+        Ok(())
+    })?;
+    let mut table = table(["10,000 rules, 4 workers", "requests", "median", "p99", "slowest"]);
+    for (name, report) in [("nothing changes", calm), ("one rule's window changes", changed)] {
+        if report.status(200) != report.sent() {
+            bail!("{name}: not every request passed: {envoy:?}");
+        }
+        let answers = report.asks.values().flat_map(|seen| &seen.answered);
+        let took = |answer: &Arrival| answer.arrived_ns.saturating_sub(answer.sent_ns);
+        let took: Vec<_> = answers.map(|answer| Duration::from_nanos(took(answer))).collect();
+        let part = |percent| percentile(&took, percent).map_or(0.0, millis);
+        table.add_row([
+            name.to_owned(),
+            report.sent().to_string(),
+            format!("{:.1} ms", part(50)),
+            format!("{:.1} ms", part(99)),
+            format!("{:.1} ms", part(100)),
+        ]);
+    }
+    writeln!(out, "{table}\nat {RATE} requests a second; {CHANGES} changes over HTTP.")?;
+    Ok(())
 }
 
 /// What a set cost until every worker had taken it up.
@@ -343,6 +449,11 @@ const VARIANTS: [Variant; 6] = [
         resource: "GET:/service-4711/users-255/{load}0000{turn}",
     },
 ];
+
+const RULES: &str = "/rules.json";
+const CHANGES: usize = 10;
+const RATE: u32 = 1000;
+const CALM: Duration = Duration::from_secs(10);
 
 const RATIO_MOST: f64 = 1.02;
 const ROUNDS: u32 = 20;
