@@ -144,6 +144,8 @@ fn a_breaker_reads_grpc_status_in_headers_and_in_trailers() {
         clock::pause(Duration::from_millis(300));
         assert_eq!(code(method, Item::status(error)), i32::try_from(error).unwrap(), "{rule}");
         world.stats_when(rule, |stats| stats.rule(rule, "breaker_state") == 2);
+        // And one refresh, until every worker knows.
+        clock::pause(Duration::from_millis(300));
         let arrived = shop.arrived(method);
         for _ in 0..8 {
             // From another connection each, so from other workers too.
