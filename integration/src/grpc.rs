@@ -295,7 +295,6 @@ async fn wait(item: &Item) {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "it is what tonic wants")]
 fn ended(item: &Item) -> Result<(), Status> {
     match i32::try_from(item.status).unwrap_or(0) {
         0 => Ok(()),
@@ -348,7 +347,6 @@ impl Caller {
     /// # Errors
     ///
     /// What it ended with.
-    #[expect(clippy::result_large_err, reason = "it is what tonic has")]
     pub fn add(&self, method: &'static str, item: Item) -> Result<Item, Status> {
         self.runtime.block_on(async {
             let mut grpc = self.ready().await?;
@@ -363,7 +361,6 @@ impl Caller {
     /// # Errors
     ///
     /// What it ended with.
-    #[expect(clippy::result_large_err, reason = "it is what tonic has")]
     pub fn add_all(&self, items: Vec<Item>) -> Result<Item, Status> {
         self.runtime.block_on(async {
             let mut grpc = self.ready().await?;
@@ -397,7 +394,6 @@ impl Caller {
     /// # Errors
     ///
     /// What it ended with.
-    #[expect(clippy::result_large_err, reason = "it is what tonic has")]
     pub fn chat(&self) -> Result<Chat<'_>, Status> {
         let (say, said) = mpsc::channel(16);
         let told = self.runtime.block_on(async {
@@ -412,7 +408,6 @@ impl Caller {
         Ok(Chat { caller: self, say, told })
     }
 
-    #[expect(clippy::result_large_err, reason = "it is what tonic has")]
     async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Status> {
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         grpc.ready().await.map_err(|error| Status::unknown(error.to_string()))?;

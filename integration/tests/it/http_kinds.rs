@@ -147,7 +147,7 @@ const KINDS: [Kind; 30] = [
         });
     }),
     ("/upstream-resets-at-once", 1, |world, path| {
-        upstream_fails(world, path, "reset at once", 503)
+        upstream_fails(world, path, "reset at once", 503);
     }),
     ("/upstream-resets-in-the-request", 1, |world, path| {
         let mut client = post(world, path, "read some and reset", "content-length: 1000000\r\n");

@@ -2,7 +2,6 @@
 //! and totals.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -10,6 +9,7 @@ use sentinel_integration::bootstrap::CONNECTION_MANAGER;
 use sentinel_integration::client::{self, Client};
 use sentinel_integration::clock;
 
+use crate::grpc::begin_a_window;
 use crate::world::{self, Setup, World, yaml};
 
 const LIMITED: &str = "{id: ten, resource: 'GET:/ten', threshold: 10, statIntervalInMs: 60000}";
@@ -135,7 +135,7 @@ fn listeners_filters_and_vms_of_one_vm_id_share_limits_and_totals() {
         let world = setup.start();
         ports.push(world.proxy().port());
 
-        wait_for_window();
+        begin_a_window();
         let admitted: usize = std::thread::scope(|scope| {
             let asking: Vec<_> = ports
                 .iter()
@@ -173,7 +173,7 @@ fn listeners_filters_and_vms_of_one_vm_id_share_limits_and_totals() {
 /// Of 30 requests over several connections ten are admitted, each is counted once, and three at a time can be held.
 #[track_caller]
 fn spends_ten(world: &World, which: &str) {
-    wait_for_window();
+    begin_a_window();
     let admitted = (0..30).filter(|_| world.get("/ten").status == 200).count();
 
     assert_eq!(admitted, 10, "{which}; {world:?}");
@@ -189,14 +189,6 @@ fn spends_ten(world: &World, which: &str) {
     );
     world.stats_when("rest", |stats| stats.resource("GET:/ten", "in_flight") == 0);
     world.assert_nothing_trapped();
-}
-
-/// Lets time pass until there is enough left of a window of a minute.
-fn wait_for_window() {
-    let into = clock::wall_nanos() % 60_000_000_000;
-    if into > 52_000_000_000 {
-        clock::pause(Duration::from_nanos(60_000_000_000 - into));
-    }
 }
 
 fn rules() -> Setup {
