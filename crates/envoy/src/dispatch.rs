@@ -10,6 +10,9 @@
 /// A module has one thread and no value of its own that Envoy could name, so these are functions, not methods:
 /// what they share stands in a thread-local. Contexts are numbers of Envoy's.
 pub trait Shell {
+    /// The VM begins, with a configuration of its own of `size` bytes.
+    fn start(_size: usize) {}
+
     /// The context `context` begins: a stream of the root `root`, or a root itself where that is 0.
     fn create(context: u32, root: u32);
 
@@ -64,7 +67,8 @@ macro_rules! entry_points {
             }
 
             #[unsafe(export_name = "proxy_on_vm_start")]
-            extern "C" fn on_vm_start(_root: u32, _size: usize) -> u32 {
+            extern "C" fn on_vm_start(_root: u32, size: usize) -> u32 {
+                <$shell as Shell>::start(size);
                 1
             }
 

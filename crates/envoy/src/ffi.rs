@@ -219,7 +219,7 @@ pub(crate) fn header(map: u32, name: &str) -> Option<Vec<u8>> {
 }
 
 /// The bytes of a property, whose path's segments are separated by NUL.
-pub(crate) fn property(path: &str) -> Option<Vec<u8>> {
+pub(crate) fn property(path: &[u8]) -> Option<Vec<u8>> {
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to `path` for the length given and to live locals.
     ok(unsafe { proxy_get_property(path.as_ptr(), path.len(), &raw mut data, &raw mut size) })
@@ -228,7 +228,7 @@ pub(crate) fn property(path: &str) -> Option<Vec<u8>> {
 }
 
 /// Sets a property: Envoy keeps it as the stream's filter state `wasm.<path>`.
-pub(crate) fn set_property(path: &str, value: &[u8]) -> Result<(), HostError> {
+pub(crate) fn set_property(path: &[u8], value: &[u8]) -> Result<(), HostError> {
     // SAFETY: both pointers are to live slices of the lengths given.
     ok(unsafe { proxy_set_property(path.as_ptr(), path.len(), value.as_ptr(), value.len()) })
 }

@@ -29,7 +29,7 @@ pub fn is_inbound() -> bool {
 
 /// A property, by its path with dots, as Envoy documents its attributes (`xds.route_name`).
 pub fn property(path: &str) -> Option<Vec<u8>> {
-    ffi::property(&path.replace('.', "\0"))
+    ffi::property(path.replace('.', "\0").as_bytes())
 }
 
 /// Puts `value` into the stream's filter state, as `wasm.<name>`.
@@ -38,7 +38,34 @@ pub fn property(path: &str) -> Option<Vec<u8>> {
 ///
 /// Envoy's status where it refuses, as for a name that is taken.
 pub fn set_filter_state(name: &str, value: &[u8]) -> Result<(), HostError> {
-    ffi::set_property(name, value)
+    ffi::set_property(name.as_bytes(), value)
+}
+
+/// Leaves a mark on the current stream, for every filter of its chain in whatever VM, but for no filter of a stream that an
+/// internal redirect makes of it.
+pub fn mark(name: &[u8]) {
+    // Refused where it is there already.
+    let _ = ffi::set_property(&of_mark(name), b"1");
+}
+
+/// Whether the current stream carries this mark.
+pub fn is_marked(name: &[u8]) -> bool {
+    ffi::property(&of_mark(name)).is_some()
+}
+
+fn of_mark(name: &[u8]) -> Vec<u8> {
+    [b"sentinel>", name].concat()
+}
+
+/// Whether Envoy knows the context `other`, in a callback of the context `current`.
+pub fn lives(other: u32, current: u32) -> bool {
+    ffi::set_effective_context(other).is_ok() && ffi::set_effective_context(current).is_ok()
+}
+
+/// The VM's configuration as Envoy gave it. Only in `on_vm_start`, which names its size.
+pub fn vm_configuration(size: usize) -> Vec<u8> {
+    const VM_CONFIGURATION: u32 = 6;
+    if size == 0 { Vec::new() } else { ffi::buffer(VM_CONFIGURATION, size).unwrap_or_default() }
 }
 
 /// The plugin's configuration as Envoy gave it. Only in `on_configure`, which names its size.

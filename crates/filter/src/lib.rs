@@ -3,6 +3,7 @@
 //! A thin shell. It names the request's resource, asks the engine's worker, turns a refusal into a reply and a wait
 //! into a pause, and tells the worker of the request's end. No decision is taken here.
 
+mod chain;
 #[cfg(feature = "faults")]
 mod faults;
 mod listener;
@@ -11,7 +12,10 @@ mod request;
 mod streams;
 mod vm;
 
-use sentinel_envoy::dispatch::{Flow, Shell};
+use sentinel_envoy::{
+    dispatch::{Flow, Shell},
+    stream::vm_configuration,
+};
 
 /// What Envoy calls.
 struct Filter;
@@ -19,6 +23,11 @@ struct Filter;
 sentinel_envoy::entry_points!(Filter);
 
 impl Shell for Filter {
+    fn start(size: usize) {
+        let configuration = vm_configuration(size);
+        vm::with(|vm| vm.neighbours.set_kind(&configuration));
+    }
+
     fn create(context: u32, root: u32) {
         vm::with(|vm| vm.create(context, root));
     }

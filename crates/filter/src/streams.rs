@@ -15,6 +15,8 @@ pub(crate) struct Stream {
     /// The context's number.
     pub(crate) id: u32,
     pub(crate) listener: Rc<Listener>,
+    /// Whether a filter of its chain may follow in this VM.
+    pub(crate) is_followed: bool,
     /// What must be given back at its end; `None` also where it was refused.
     pub(crate) entry: Option<Entry>,
 }
@@ -69,7 +71,8 @@ mod tests {
         let listener = Listener::new(1, FilterConfig::default());
         let mut streams = Streams::new();
         for id in 2..2_000 {
-            streams.insert(Stream { id, listener: Rc::clone(&listener), entry: None });
+            let listener = Rc::clone(&listener);
+            streams.insert(Stream { id, listener, is_followed: false, entry: None });
         }
         for id in (2..2_000).filter(|id| id % 3 == 0) {
             assert_eq!(streams.remove(id).map(|stream| stream.id), Some(id));

@@ -19,11 +19,13 @@ use sentinel_envoy::{
     dispatch::Flow,
     host::Calls,
     stream::{
-        is_inbound, property, request_header, resume_request, set_tick_period, set_tick_period_of,
+        is_inbound, is_marked, lives, mark, property, request_header, resume_request,
+        set_tick_period, set_tick_period_of,
     },
 };
 
 use crate::{
+    chain::Neighbours,
     listener::Listener,
     reply,
     request::{Asked, outcome},
@@ -33,6 +35,7 @@ use crate::{
 /// The one worker of this VM, once a stream has been seen, and what it needs.
 pub(crate) struct Vm {
     pub(crate) host: EnvoyHost,
+    pub(crate) neighbours: Neighbours,
     worker: Option<Worker>,
     /// Rules in the configurations of its roots.
     carrier: Carrier,
@@ -80,6 +83,7 @@ impl Vm {
         let carrier = Carrier::new(&mut host);
         Self {
             host,
+            neighbours: Neighbours::new(),
             worker: None,
             carrier,
             name: Vec::new(),
@@ -98,7 +102,8 @@ impl Vm {
             self.roots.push(Listener::new(context, FilterConfig::default()));
         } else if let Some(listener) = self.roots.iter().find(|listener| listener.root == root) {
             let listener = Rc::clone(listener);
-            self.streams.insert(Stream { id: context, listener, entry: None });
+            let is_followed = false;
+            self.streams.insert(Stream { id: context, listener, is_followed, entry: None });
         }
     }
 
@@ -129,6 +134,7 @@ impl Vm {
         configuration: Vec<u8>,
         is_checked: bool,
     ) {
+        self.neighbours.register(&mut self.host);
         let root = listener.root;
         if listener.config.carries_rules {
             if !is_checked {
@@ -160,9 +166,13 @@ impl Vm {
 
     /// The headers of a request are there. The first one makes this VM a worker.
     pub(crate) fn enter(&mut self, id: u32) -> Flow {
+        let before = self.streams.get_mut(id.wrapping_sub(1));
+        let follows = before.is_some_and(|before| before.is_followed);
         let Some(stream) = self.streams.get_mut(id) else { return Flow::Continue };
         let listener = Rc::clone(&stream.listener);
         let config = &listener.config;
+        let are_several = self.neighbours.may_be();
+        stream.is_followed = lives(id.wrapping_add(1), id);
         let host = &mut self.host;
         if let Some(prefix) = &config.console
             && show(host, self.worker.as_ref(), prefix)
@@ -172,6 +182,9 @@ impl Vm {
         let worker = self.worker.get_or_insert_with(|| Worker::start(host));
         let mut request = Asked::new(config);
         request.write_name(&mut self.name);
+        if (follows || are_several) && is_marked(&self.name) {
+            return Flow::Continue;
+        }
         let call = Call {
             resource: &self.name,
             batch: 1,
@@ -195,6 +208,9 @@ impl Vm {
                 (Flow::Pause, false)
             }
         };
+        if stream.entry.is_some() && (stream.is_followed || are_several) {
+            mark(&self.name);
+        }
         self.wake(listener.root, id, waits);
         flow
     }

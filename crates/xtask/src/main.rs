@@ -8,6 +8,7 @@
 mod apt;
 mod commands;
 mod envoy;
+mod grpcurl;
 mod layers;
 mod module_file;
 mod modules;

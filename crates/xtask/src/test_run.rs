@@ -15,7 +15,7 @@ use crate::commands::{self, Tally};
 use crate::modules::{self, Flavour};
 use crate::wasm_toolchain::WasmToolchain;
 use crate::workspace::{Workspace, cargo};
-use crate::{envoy, layers, process, say};
+use crate::{envoy, grpcurl, layers, process, say};
 
 /// A part of the run.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, ValueEnum)]
@@ -32,7 +32,7 @@ pub(crate) enum Step {
     Unit,
     /// The modules compile and are fit for Envoy.
     Modules,
-    /// The oldest and the newest Envoy are there, and those between.
+    /// The oldest and the newest Envoy are there, those between, and grpcurl.
     Envoy,
     /// The engine keeps its promises in a simulated Envoy.
     Simulation,
@@ -136,7 +136,8 @@ impl Step {
             }
             Self::Envoy => {
                 envoys()?;
-                Ok(Tally { passed: 3, failed: 0 })
+                grpcurl::grpcurl()?;
+                Ok(Tally { passed: 4, failed: 0 })
             }
             Self::Simulation => commands::sim::run(&commands::sim::Arguments {
                 seed: Some(1),
@@ -203,7 +204,8 @@ fn integration(workspace: &Workspace) -> Result<Tally> {
         .env("SENTINEL_FAULTS_DIST", faults.folder)
         .env("ENVOY", newest)
         .env("ENVOY_1_36", oldest)
-        .env("ENVOYS", between);
+        .env("ENVOYS", between)
+        .env("GRPCURL", grpcurl::grpcurl()?);
     counted(cargo)
 }
 

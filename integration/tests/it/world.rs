@@ -417,6 +417,11 @@ pub(crate) fn oldest_envoy() -> PathBuf {
     given("ENVOY_1_36", &[&cache().join("envoy-1.36.4/envoy")], "")
 }
 
+/// A gRPC client that is not ours.
+pub(crate) fn grpcurl() -> PathBuf {
+    given("GRPCURL", &[&cache().join("grpcurl-1.8.6/grpcurl")], "")
+}
+
 /// Every version that is supported, as far as they are here: the oldest and the newest are.
 pub(crate) fn every_envoy() -> Vec<PathBuf> {
     let between = ["1.37.0", "1.38.3", "1.39.3"]
