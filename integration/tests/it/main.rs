@@ -23,6 +23,7 @@ mod host_contract;
 mod hotspot;
 mod input;
 mod isolation;
+mod messages;
 mod metrics;
 mod naming;
 mod pacing;
