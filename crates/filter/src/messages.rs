@@ -20,6 +20,8 @@ use crate::{reply, request::Asked, streams::Stream, vm::Vm};
 #[derive(Debug)]
 pub(crate) struct Sent {
     reader: MessageReader,
+    /// Whether the client understands replies in gRPC's form.
+    is_grpc: bool,
     resource: Vec<u8>,
     answers: Answers,
     /// How many times the worker will name the stream before it may go on, and since when it is held.
@@ -67,18 +69,14 @@ impl Sent {
         request: &mut Asked<'_>,
         stream: u32,
     ) -> Option<Box<Self>> {
-        let framing = if is_grpc(&request_header("content-type").unwrap_or_default()) {
-            Framing::Grpc
-        } else if request_header("upgrade")?.eq_ignore_ascii_case(b"websocket") {
-            Framing::WebSocket
-        } else {
-            return None;
-        };
+        let content_type = request_header("content-type").unwrap_or_default();
+        let framing = Framing::of(&content_type, &request_header("upgrade").unwrap_or_default())?;
         let origin = request.origin();
         let mut noting = Noting { request, answers: Answers { origin, ..Answers::default() } };
         worker.foresee_messages(&call(resource, stream), &mut noting);
         Some(Box::new(Self {
             reader: MessageReader::new(framing),
+            is_grpc: is_grpc(&content_type),
             resource: resource.to_vec(),
             answers: noting.answers,
             held: 0,
@@ -130,6 +128,7 @@ impl Vm {
             // Never over: what cannot be counted does not go on.
             log::error!("Envoy does not show the body of a stream whose messages are counted");
             sent.state = State::Refused;
+            reply::send_unreadable();
             return DataFlow::Drop;
         };
         if count == 0 {
@@ -151,9 +150,8 @@ impl Vm {
             }
             MessageVerdict::Blocked(blocked) => {
                 sent.state = State::Refused;
-                let is_grpc = sent.reader.framing() == Framing::Grpc;
                 let expose_rule = stream.listener.config.expose_rule;
-                reply::send(&blocked, &sent.resource, expose_rule, is_grpc);
+                reply::send(&blocked, &sent.resource, expose_rule, sent.is_grpc);
                 DataFlow::Drop
             }
         };

@@ -51,6 +51,16 @@ pub(crate) fn send_json(status: u16, body: &str) {
     }
 }
 
+/// Ends a stream whose body Envoy does not show.
+#[cfg(feature = "messages")]
+pub(crate) fn send_unreadable() {
+    let details = "sentinel_unreadable";
+    let reply = LocalReply { status: 500, details, headers: &[], body: b"", grpc_status: 13 };
+    if let Err(error) = reply.send() {
+        log::error!("Envoy refused to send a reply: {error:?}");
+    }
+}
+
 /// Resource, block type and rule as JSON, for `%FILTER_STATE(wasm.sentinel:PLAIN)%`.
 fn leave_word(block_type: &str, rule: &str, resource: &[u8]) {
     let mut word = String::from(r#"{"resource":"#);

@@ -23,7 +23,10 @@ use tokio::sync::mpsc;
 
 use sentinel_integration::bootstrap::CONNECTION_MANAGER;
 use sentinel_integration::clock;
+use sentinel_integration::rule_server::RuleServer;
+use sentinel_integration::windows::{self, Shape};
 
+use crate::sources::shop;
 use crate::world::{self, Setup, World};
 
 const CHAT: &str = "POST:/chat.Chat/Talk";
@@ -88,6 +91,127 @@ fn check_exact(setup: Setup) {
     });
     assert_eq!(stats.resource(CHAT, "pass_total"), u64::from(refused), "requests, not messages");
     assert_eq!(stats.total("block_total"), 0, "requests, not messages");
+    world.assert_nothing_trapped();
+}
+
+#[test]
+fn in_every_window_of_a_second_no_more_messages_go_than_the_limit_says_and_hardly_fewer() {
+    const LIMIT: u64 = 100;
+    let server = Server::start();
+    let world = reading(Setup::new(), server.address)
+        .rules(
+            "FlowRules",
+            &[&format!("{{id: talk, resource: '{CHAT}', threshold: {LIMIT}, unit: message}}")],
+        )
+        .start();
+
+    let start = clock::wall_nanos();
+    let started = clock::now();
+    server.runtime.block_on(async {
+        let mut talkers = Vec::new();
+        for _ in 0..8 {
+            let connection = connect(world.proxy()).await;
+            talkers.push(tokio::spawn(async move {
+                while started.elapsed() < Duration::from_secs(5) {
+                    let mut call = Call::open(&connection, &[]).await;
+                    while started.elapsed() < Duration::from_secs(5) {
+                        call.send(message(16));
+                        if call.is_over_within(Duration::from_millis(4)).await {
+                            break;
+                        }
+                    }
+                    call.close();
+                    call.end().await;
+                }
+            }));
+        }
+        for talker in talkers {
+            talker.await.unwrap();
+        }
+    });
+
+    let arrivals: Vec<_> = server.arrived(CHAT).iter().map(|arrival| arrival.wall).collect();
+    let windows = Shape::of(1_000).count(&arrivals, start..start + 5_000_000_000);
+    println!(
+        "{} in all; {} in the busiest window, {} certainly; {:?} in the emptiest",
+        arrivals.len(),
+        windows.busiest(),
+        windows.busiest_certain(),
+        windows.least_possible()
+    );
+    assert!(windows.busiest_certain() <= LIMIT, "{:?}", windows.all());
+    assert!(windows.least_possible() >= Some(LIMIT * 99 / 100), "{:?}", windows.all());
+    world.stats_when("all to be counted", |stats| {
+        stats.resource(CHAT, "message_pass_total") == arrivals.len() as u64
+            && stats.total("in_flight") == 0
+    });
+    world.assert_nothing_trapped();
+}
+
+#[test]
+fn a_rule_that_comes_while_a_stream_is_open_counts_its_messages_from_then_on() {
+    let server = Server::start();
+    let rules = RuleServer::start().unwrap();
+    let rule = |unit: &str| {
+        world::document("FlowRules", &[&format!(
+            "{{id: talk, resource: '{CHAT}', threshold: 3, statIntervalInMs: 600000, unit: {unit}}}"
+        )])
+        .to_string()
+    };
+    rules.put("/shop.yaml", &rule("request"));
+    let world =
+        reading(Setup::new(), server.address).rule_server(&rules).sources(&shop("")).start();
+
+    server.runtime.block_on(async {
+        let connection = connect(world.proxy()).await;
+        let mut call = Call::open(&connection, &[("x-answer", "at once")]).await;
+        call.head().await;
+        call.send(message(9).repeat(7));
+        server.wait_for(CHAT, 7).await;
+        let version = world.stats().total("rules_version");
+        rules.put("/shop.yaml", &rule("message"));
+        world.stats_when("the rule of messages to be in force", |stats| {
+            stats.total("rules_version") > version
+        });
+        for sent in 8..=10 {
+            call.send(message(9));
+            server.wait_for(CHAT, sent).await;
+        }
+        call.send(message(9));
+        assert_eq!(call.end().await, End::Reset);
+    });
+    assert_eq!(server.arrived(CHAT).len(), 10);
+    world.assert_nothing_trapped();
+}
+
+#[test]
+fn a_client_that_goes_away_while_its_message_is_held_is_forgotten() {
+    let server = Server::start();
+    let world = reading(Setup::new(), server.address)
+        .rules("FlowRules", &[&format!(
+            "{{id: talk, resource: '{CHAT}', threshold: 1, statIntervalInMs: 2000, controlBehavior: Throttling, maxQueueingTimeMs: 9000, unit: message}}"
+        )])
+        .start();
+
+    server.runtime.block_on(async {
+        let connection = connect(world.proxy()).await;
+        let mut first = Call::open(&connection, &[]).await;
+        first.send(message(9));
+        server.wait_for(CHAT, 1).await;
+        let mut leaving = Call::open(&connection, &[]).await;
+        leaving.send(message(9));
+        world.stats_when("one to wait", |stats| stats.total("waiting") == 1);
+        leaving.response.abort();
+        drop(leaving);
+        world.stats_when("nobody to wait", |stats| {
+            stats.total("waiting") == 0 && stats.total("in_flight") == 1
+        });
+        first.close();
+        assert_eq!(first.end().await, End::Status("0".to_owned()));
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+    });
+    assert_eq!(server.arrived(CHAT).len(), 1, "what was held went on");
+    world.stats_when("all to be counted", |stats| stats.total("in_flight") == 0);
     world.assert_nothing_trapped();
 }
 
@@ -343,10 +467,13 @@ fn reading(setup: Setup, upstream: SocketAddr) -> Setup {
     )
 }
 
-/// A gRPC message of so many bytes.
+/// A gRPC message of so many bytes, which says when it was sent if there is room.
 fn message(size: u32) -> Vec<u8> {
     let mut bytes = vec![0];
     bytes.extend(size.to_be_bytes());
+    if size >= 8 {
+        bytes.extend(clock::wall_nanos().to_be_bytes());
+    }
     bytes.resize(5 + size as usize, b'x');
     bytes
 }
@@ -355,6 +482,7 @@ fn message(size: u32) -> Vec<u8> {
 struct Arrival {
     at: Instant,
     size: usize,
+    wall: windows::Arrival,
 }
 
 /// A server of gRPC that writes messages down. It answers when the client has sent all, or at once where that is asked for.
@@ -423,8 +551,13 @@ async fn answer(
                 if bytes.len() < 5 + size {
                     break;
                 }
-                bytes.drain(..5 + size);
-                seen.lock().unwrap().push((name.clone(), Arrival { at: clock::now(), size }));
+                let message: Vec<u8> = bytes.drain(..5 + size).collect();
+                let sent =
+                    message.get(5..13).map(|stamp| u64::from_be_bytes(stamp.try_into().unwrap()));
+                let arrived_ns = clock::wall_nanos();
+                let wall = windows::Arrival { sent_ns: sent.unwrap_or(arrived_ns), arrived_ns };
+                let arrival = Arrival { at: clock::now(), size, wall };
+                seen.lock().unwrap().push((name.clone(), arrival));
             }
         }
         let trailers =

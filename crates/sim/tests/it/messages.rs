@@ -5,7 +5,7 @@ use std::{cell::RefCell, rc::Rc};
 use sentinel_core::{
     config::Settings,
     param::Anonymous,
-    rule::{Common, Rule, Unit},
+    rule::{Common, FlowRule, HotspotMetric, HotspotRule, Rule, Unit},
     time::Span,
 };
 use sentinel_engine::{
@@ -28,10 +28,10 @@ struct Proxy {
 
 fn of_messages(mut rule: Rule) -> Rule {
     let common = Common { unit: Unit::Message, ..Common::default() };
-    match &mut rule {
-        Rule::Flow(rule) => rule.common = common,
-        Rule::Hotspot(rule) => rule.common = common,
-        other => panic!("{other:?} counts no messages"),
+    if let Rule::Flow(FlowRule { common: its, .. })
+    | Rule::Hotspot(HotspotRule { common: its, .. }) = &mut rule
+    {
+        *its = common;
     }
     rule
 }
@@ -186,8 +186,6 @@ fn nothing_is_added_to_what_has_been_held_as_long_as_a_message_may_wait() {
 
 #[test]
 fn a_rule_by_value_passes_messages_of_streams_without_the_value() {
-    use sentinel_core::rule::HotspotMetric;
-
     let metric = HotspotMetric::Reject { duration_ms: 600_000, burst: 0 };
     let mut proxy = Proxy::start(1, vec![of_messages(hotspot("user", "chat", 1, metric))]);
 
