@@ -162,17 +162,20 @@ fn a_rule_that_comes_while_a_stream_is_open_counts_its_messages_from_then_on() {
     let world =
         reading(Setup::new(), server.address).rule_server(&rules).sources(&shop("")).start();
 
-    server.runtime.block_on(async {
+    let (mut call, _connection) = server.runtime.block_on(async {
         let connection = connect(world.proxy()).await;
         let mut call = Call::open(&connection, &[("x-answer", "at once")]).await;
         call.head().await;
         call.send(message(9).repeat(7));
         server.wait_for(CHAT, 7).await;
-        let version = world.stats().total("rules_version");
-        rules.put("/shop.yaml", &rule("message"));
-        world.stats_when("the rule of messages to be in force", |stats| {
-            stats.total("rules_version") > version
-        });
+        (call, connection)
+    });
+    let version = world.stats().total("rules_version");
+    rules.put("/shop.yaml", &rule("message"));
+    world.stats_when("the rule of messages to be in force", |stats| {
+        stats.total("rules_version") > version
+    });
+    server.runtime.block_on(async {
         for sent in 8..=10 {
             call.send(message(9));
             server.wait_for(CHAT, sent).await;
@@ -193,22 +196,25 @@ fn a_client_that_goes_away_while_its_message_is_held_is_forgotten() {
         )])
         .start();
 
-    server.runtime.block_on(async {
+    let (mut first, _leaving, goes_away, _connection) = server.runtime.block_on(async {
         let connection = connect(world.proxy()).await;
         let mut first = Call::open(&connection, &[]).await;
         first.send(message(9));
         server.wait_for(CHAT, 1).await;
-        let mut leaving = Call::open(&connection, &[]).await;
+        let (other, goes_away) = connection_of(world.proxy()).await;
+        let mut leaving = Call::open(&other, &[]).await;
         leaving.send(message(9));
-        world.stats_when("one to wait", |stats| stats.total("waiting") == 1);
-        leaving.response.abort();
-        drop(leaving);
-        world.stats_when("nobody to wait", |stats| {
-            stats.total("waiting") == 0 && stats.total("in_flight") == 1
-        });
+        (first, leaving, goes_away, connection)
+    });
+    world.stats_when("one to wait", |stats| stats.total("waiting") == 1);
+    goes_away.abort();
+    world.stats_when("nobody to wait", |stats| {
+        stats.total("waiting") == 0 && stats.total("in_flight") == 1
+    });
+    clock::pause(Duration::from_millis(2_500));
+    server.runtime.block_on(async {
         first.close();
         assert_eq!(first.end().await, End::Status("0".to_owned()));
-        tokio::time::sleep(Duration::from_millis(2_500)).await;
     });
     assert_eq!(server.arrived(CHAT).len(), 1, "what was held went on");
     world.stats_when("all to be counted", |stats| stats.total("in_flight") == 0);
@@ -595,14 +601,20 @@ impl Body for Outgoing {
 }
 
 async fn connect(proxy: SocketAddr) -> SendRequest<Outgoing> {
+    connection_of(proxy).await.0
+}
+
+/// A connection, and what it lives in.
+async fn connection_of(
+    proxy: SocketAddr,
+) -> (SendRequest<Outgoing>, tokio::task::JoinHandle<hyper::Result<()>>) {
     let stream = tokio::net::TcpStream::connect(proxy).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let (send, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .unwrap();
-    tokio::spawn(connection);
-    send
+    (send, tokio::spawn(connection))
 }
 
 /// How a call ended.
