@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use sentinel_integration::bootstrap::CONNECTION_MANAGER;
 use sentinel_integration::clock;
 use sentinel_integration::rule_server::RuleServer;
+use sentinel_integration::stats::Stats;
 use sentinel_integration::windows::{self, Shape};
 
 use crate::sources::shop;
@@ -87,7 +88,7 @@ fn check_exact(setup: Setup) {
         // Refused are whole chunks, and more than one message may be in one.
         stats.resource(CHAT, "message_pass_total") == LIMIT
             && stats.resource(CHAT, "message_block_total") >= u64::from(refused)
-            && stats.total("in_flight") == 0
+            && all_ended(stats, CHAT)
     });
     assert_eq!(stats.resource(CHAT, "pass_total"), u64::from(refused), "requests, not messages");
     assert_eq!(stats.total("block_total"), 0, "requests, not messages");
@@ -143,7 +144,7 @@ fn in_every_window_of_a_second_no_more_messages_go_than_the_limit_says_and_hardl
     assert!(windows.least_possible() >= Some(LIMIT * 99 / 100), "{:?}", windows.all());
     world.stats_when("all to be counted", |stats| {
         stats.resource(CHAT, "message_pass_total") == arrivals.len() as u64
-            && stats.total("in_flight") == 0
+            && all_ended(stats, CHAT)
     });
     world.assert_nothing_trapped();
 }
@@ -196,20 +197,22 @@ fn a_client_that_goes_away_while_its_message_is_held_is_forgotten() {
         )])
         .start();
 
-    let (mut first, _leaving, goes_away, _connection) = server.runtime.block_on(async {
+    let (mut first, leaving, _connection) = server.runtime.block_on(async {
         let connection = connect(world.proxy()).await;
         let mut first = Call::open(&connection, &[]).await;
         first.send(message(9));
         server.wait_for(CHAT, 1).await;
-        let (other, goes_away) = connection_of(world.proxy()).await;
-        let mut leaving = Call::open(&other, &[]).await;
+        let mut leaving = Call::open(&connection, &[]).await;
         leaving.send(message(9));
-        (first, leaving, goes_away, connection)
+        (first, leaving, connection)
     });
     world.stats_when("one to wait", |stats| stats.total("waiting") == 1);
-    goes_away.abort();
+    leaving.response.abort();
+    drop(leaving);
     world.stats_when("nobody to wait", |stats| {
-        stats.total("waiting") == 0 && stats.total("in_flight") == 1
+        stats.total("waiting") == 0
+            && stats.resource(CHAT, "in_flight") == 1
+            && stats.resource(CHAT, "complete_total") == 1
     });
     clock::pause(Duration::from_millis(2_500));
     server.runtime.block_on(async {
@@ -217,7 +220,7 @@ fn a_client_that_goes_away_while_its_message_is_held_is_forgotten() {
         assert_eq!(first.end().await, End::Status("0".to_owned()));
     });
     assert_eq!(server.arrived(CHAT).len(), 1, "what was held went on");
-    world.stats_when("all to be counted", |stats| stats.total("in_flight") == 0);
+    world.stats_when("all to be counted", |stats| all_ended(stats, CHAT));
     world.assert_nothing_trapped();
 }
 
@@ -257,8 +260,8 @@ fn a_refused_message_ends_the_stream_by_a_reply_before_the_response_and_by_a_res
     world.stats_when("both refusals to be counted", |stats| {
         stats.resource(CHAT, "message_block_total") == 2
             && stats.resource(CHAT, "message_reset_total") == 1
-            && stats.total("in_flight") == 0
-            && stats.total("complete_total") == 2
+            && all_ended(stats, CHAT)
+            && stats.resource(CHAT, "complete_total") == 2
     });
     assert!(world.access_logged("sentinel_FlowControl_talk").contains("chat.Chat"));
     world.assert_nothing_trapped();
@@ -307,7 +310,7 @@ fn a_paced_stream_is_held_and_nothing_of_it_arrives_before_its_time() {
     world.stats_when("nobody to wait", |stats| {
         stats.total("waiting") == 0
             && stats.resource(CHAT, "message_pass_total") == 20
-            && stats.total("in_flight") == 0
+            && all_ended(stats, CHAT)
     });
     world.assert_nothing_trapped();
 }
@@ -341,7 +344,7 @@ fn a_message_of_sixteen_megabytes_counts_as_one_and_so_does_one_that_comes_byte_
     world.stats_when("all to be counted", |stats| {
         stats.resource(CHAT, "message_pass_total") == 3
             && stats.resource(CHAT, "message_block_total") == 1
-            && stats.total("in_flight") == 0
+            && all_ended(stats, CHAT)
     });
     world.assert_nothing_trapped();
 }
@@ -371,7 +374,7 @@ fn each_caller_has_messages_of_its_own_where_a_rule_counts_by_a_header() {
 
     assert_eq!(server.arrived(CHAT).len(), 8);
     world.stats_when("all to be counted", |stats| {
-        stats.resource(CHAT, "message_pass_total") == 8 && stats.total("in_flight") == 0
+        stats.resource(CHAT, "message_pass_total") == 8 && all_ended(stats, CHAT)
     });
 }
 
@@ -443,9 +446,17 @@ fn a_web_socket_s_frames_count_and_its_pings_do_not() {
         stats.resource(SOCKET, "message_pass_total") == 5
             && stats.resource(SOCKET, "message_block_total") == 1
             && stats.resource(SOCKET, "message_reset_total") == 1
-            && stats.total("in_flight") == 0
+            && all_ended(stats, SOCKET)
     });
     world.assert_nothing_trapped();
+}
+
+/// Whether every request of a resource has ended, and nobody counts as being there.
+fn all_ended(stats: &Stats, resource: &str) -> bool {
+    let passed = stats.resource(resource, "pass_total");
+    passed > 0
+        && stats.resource(resource, "complete_total") == passed
+        && stats.resource(resource, "in_flight") == 0
 }
 
 /// With the filter that reads streams, and requests going to `upstream`.
@@ -601,20 +612,14 @@ impl Body for Outgoing {
 }
 
 async fn connect(proxy: SocketAddr) -> SendRequest<Outgoing> {
-    connection_of(proxy).await.0
-}
-
-/// A connection, and what it lives in.
-async fn connection_of(
-    proxy: SocketAddr,
-) -> (SendRequest<Outgoing>, tokio::task::JoinHandle<hyper::Result<()>>) {
     let stream = tokio::net::TcpStream::connect(proxy).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let (send, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .unwrap();
-    (send, tokio::spawn(connection))
+    tokio::spawn(connection);
+    send
 }
 
 /// How a call ended.
