@@ -117,7 +117,7 @@ impl Worker {
                 Admission::Refused { rule, retry_at } => {
                     return self.refuse_messages(call, rule, retry_at, count, count - batch, now);
                 }
-                Admission::Superseded { .. } if rounds < ROUNDS_MAX => self.take_up_now(host),
+                Admission::Superseded { rule } if rounds < ROUNDS_MAX => self.follow(host, rule),
                 // The newer rule set cannot be read: as if the ledger could not.
                 Admission::Superseded { rule } => {
                     self.tally.failures = self.tally.failures.saturating_add(1);
