@@ -6,7 +6,7 @@
 //!
 //! In the order of a run: [`bootstrap`] makes Envoy's configuration out of `envoy/envoy.yaml`, [`envoy`] starts
 //! it, [`upstream`] stands behind it, [`rule_server`] and [`xds`] change what it goes by, and [`load`], [`client`] and [`hanging`] stand in front,
-//! [`windows`] and [`pacing`] judge. [`demo`], [`up`], [`accuracy`], [`cost`], [`reaction`] and [`rules_bench`] are what commands do.
+//! [`windows`] and [`pacing`] judge. [`demo`], [`up`], [`accuracy`], [`cost`], [`message_cost`], [`reaction`] and [`rules_bench`] are what commands do.
 
 pub mod accuracy;
 pub mod bootstrap;
@@ -18,6 +18,7 @@ pub mod envoy;
 pub mod grpc;
 pub mod hanging;
 pub mod load;
+pub mod message_cost;
 pub mod pacing;
 pub mod raw;
 pub mod reaction;

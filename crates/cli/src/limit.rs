@@ -4,7 +4,7 @@ use sentinel_core::{
     param::Param,
     rule::{
         BreakerStrategy, Control, FlowRule, HotspotMetric, HotspotRule, LimitApp, ParamPick, Rule,
-        SystemMetric, TokenCalculate,
+        SystemMetric, TokenCalculate, Unit,
     },
 };
 
@@ -31,6 +31,13 @@ pub(crate) fn short_kind(rule: &Rule) -> &'static str {
 
 /// What a rule allows, in a few words.
 pub(crate) fn limit(rule: &Rule) -> String {
+    match rule.common().unit {
+        Unit::Request => limit_of(rule),
+        Unit::Message => format!("messages: {}", limit_of(rule)),
+    }
+}
+
+fn limit_of(rule: &Rule) -> String {
     match rule {
         Rule::Authority(rule) => {
             let origins = named(&rule.origins);

@@ -224,7 +224,10 @@ impl RuleBook {
     /// each kind that has neither, and those for whatever is inbound.
     fn resolve(&self, name: &[u8], mut rules: Vec<u32>) -> Rc<[u32]> {
         self.patterns.matching(name, &mut rules);
-        let rank = |index: u32| self.rule(index).map(|state| state.rule.rank());
+        // Rules of requests and of messages are of two kinds.
+        let rank = |index: u32| {
+            self.rule(index).map(|state| (state.rule.rank(), state.rule.common().unit))
+        };
         let named = rules.len();
         for &default in &self.defaults {
             let is_named = rules.iter().take(named).any(|&index| rank(index) == rank(default));
@@ -491,6 +494,7 @@ fn name_others(rules: &mut [RuleState]) {
             let named = beside.iter().filter_map(|(rule, _)| {
                 if let Rule::Flow(other) = &**rule
                     && other.target == flow.target
+                    && other.common.unit == flow.common.unit
                     && let LimitApp::Origin(origin) = &other.limit_app
                 {
                     return Some(origin.clone());

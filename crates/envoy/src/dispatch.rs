@@ -30,6 +30,11 @@ pub trait Shell {
         Flow::Continue
     }
 
+    /// `size` bytes of the body of `stream`'s request are there.
+    fn request_body(_stream: u32, _size: usize) -> DataFlow {
+        DataFlow::Continue
+    }
+
     /// `stream` has ended, however it did: the one callback that always fires, and once.
     fn log(_stream: u32) {}
 
@@ -48,6 +53,18 @@ pub enum Flow {
     Continue = 0,
     /// Not now: it waits, or gets a reply of ours.
     Pause = 1,
+}
+
+/// How bytes of a body go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DataFlow {
+    /// To the next filter, behind whatever is held of them.
+    Continue = 0,
+    /// Envoy holds them until the stream is continued, and reads no more than its buffer takes.
+    Hold = 2,
+    /// Not at all.
+    Drop = 3,
 }
 
 /// Makes the functions that Envoy calls out of a [`Shell`]. Those that a module does nothing in are dropped by
@@ -95,6 +112,11 @@ macro_rules! entry_points {
             #[unsafe(export_name = "proxy_on_request_headers")]
             extern "C" fn on_request_headers(stream: u32, _headers: usize, _end: u32) -> u32 {
                 <$shell as Shell>::request_headers(stream) as u32
+            }
+
+            #[unsafe(export_name = "proxy_on_request_body")]
+            extern "C" fn on_request_body(stream: u32, size: usize, _end: u32) -> u32 {
+                <$shell as Shell>::request_body(stream, size) as u32
             }
 
             #[unsafe(export_name = "proxy_on_log")]

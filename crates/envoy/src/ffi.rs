@@ -233,11 +233,12 @@ pub(crate) fn set_property(path: &[u8], value: &[u8]) -> Result<(), HostError> {
     ok(unsafe { proxy_set_property(path.as_ptr(), path.len(), value.as_ptr(), value.len()) })
 }
 
-/// The bytes of a buffer.
-pub(crate) fn buffer(buffer: u32, size: usize) -> Option<Vec<u8>> {
+/// Up to `size` bytes of a buffer, from `start` on.
+pub(crate) fn buffer(buffer: u32, start: usize, size: usize) -> Option<Vec<u8>> {
     let (mut data, mut found) = (null_mut(), 0);
     // SAFETY: the pointers are to live locals.
-    ok(unsafe { proxy_get_buffer_bytes(buffer, 0, size, &raw mut data, &raw mut found) }).ok()?;
+    ok(unsafe { proxy_get_buffer_bytes(buffer, start, size, &raw mut data, &raw mut found) })
+        .ok()?;
     Some(owned(data, found))
 }
 

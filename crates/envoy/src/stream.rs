@@ -71,7 +71,11 @@ pub fn vm_configuration(size: usize) -> Vec<u8> {
 /// The plugin's configuration as Envoy gave it. Only in `on_configure`, which names its size.
 pub fn plugin_configuration(size: usize) -> Vec<u8> {
     const PLUGIN_CONFIGURATION: u32 = 7;
-    if size == 0 { Vec::new() } else { ffi::buffer(PLUGIN_CONFIGURATION, size).unwrap_or_default() }
+    if size == 0 {
+        Vec::new()
+    } else {
+        ffi::buffer(PLUGIN_CONFIGURATION, 0, size).unwrap_or_default()
+    }
 }
 
 /// Arms the timer of the root context that the current callback belongs to.
@@ -143,7 +147,13 @@ pub fn http_call_header(name: &str) -> Option<Vec<u8>> {
 /// The body of `size` bytes that a call of ours was answered with. Only in the callback that names the size.
 pub fn http_call_body(size: usize) -> Vec<u8> {
     const CALL_BODY: u32 = 4;
-    if size == 0 { Vec::new() } else { ffi::buffer(CALL_BODY, size).unwrap_or_default() }
+    if size == 0 { Vec::new() } else { ffi::buffer(CALL_BODY, 0, size).unwrap_or_default() }
+}
+
+/// Up to `size` bytes of the request's body, from `start` on. Only in the callback that brings them.
+pub fn request_body(start: usize, size: usize) -> Option<Vec<u8>> {
+    const REQUEST_BODY: u32 = 0;
+    ffi::buffer(REQUEST_BODY, start, size)
 }
 
 const CALL_HEADERS: u32 = 6;

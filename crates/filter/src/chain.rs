@@ -33,7 +33,8 @@ impl Neighbours {
     pub(crate) fn set_kind(&mut self, configuration: &[u8]) {
         let code = concat!(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
         // FNV-1a: nobody gains by two kinds that look alike but who wrote both. 0 stands for none.
-        let bytes = code.as_bytes().iter().chain(configuration);
+        let flavour: &[u8] = if cfg!(feature = "messages") { b"messages" } else { b"" };
+        let bytes = code.as_bytes().iter().chain(flavour).chain(configuration);
         self.kind = 1 | bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });

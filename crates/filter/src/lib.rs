@@ -7,6 +7,8 @@ mod chain;
 #[cfg(feature = "faults")]
 mod faults;
 mod listener;
+#[cfg(feature = "messages")]
+mod messages;
 mod reply;
 mod request;
 mod streams;
@@ -50,6 +52,12 @@ impl Shell for Filter {
             return Flow::Pause;
         }
         vm::with(|vm| vm.enter(stream)).unwrap_or(Flow::Continue)
+    }
+
+    #[cfg(feature = "messages")]
+    fn request_body(stream: u32, size: usize) -> sentinel_envoy::dispatch::DataFlow {
+        vm::with(|vm| vm.enter_messages(stream, size))
+            .unwrap_or(sentinel_envoy::dispatch::DataFlow::Continue)
     }
 
     fn log(stream: u32) {

@@ -1,15 +1,15 @@
 //! What a refused client gets.
 
 use sentinel_core::{
-    block::{Refused, Reply, is_grpc, push_json_string},
+    block::{Refused, Reply, push_json_string},
     rule::Rule,
 };
 use sentinel_engine::worker::Blocked;
-use sentinel_envoy::stream::{LocalReply, request_header, set_filter_state};
+use sentinel_envoy::stream::{LocalReply, set_filter_state};
 
 /// Answers the request, and leaves word for the access log. `expose_rule`: whether the client sees the
-/// rule's id and the resource.
-pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
+/// rule's id and the resource. `is_grpc`: whether it speaks gRPC, which only headers of the request say.
+pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool, is_grpc: bool) {
     let block_type = blocked.block_type;
     let retry_after = blocked.retry_after.map(|span| span.as_secs_ceil().max(1).to_string());
     let refused = Refused {
@@ -17,7 +17,7 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
         rule: blocked.rule.as_deref(),
         retry_after: retry_after.as_deref(),
         expose_rule,
-        is_grpc: is_grpc(&request_header("content-type").unwrap_or_default()),
+        is_grpc,
     };
     let answer = Reply::new(block_type, &refused);
 
@@ -46,6 +46,16 @@ pub(crate) fn send_json(status: u16, body: &str) {
         body: body.as_bytes(),
         grpc_status: 0,
     };
+    if let Err(error) = reply.send() {
+        log::error!("Envoy refused to send a reply: {error:?}");
+    }
+}
+
+/// Ends a stream whose body Envoy does not show.
+#[cfg(feature = "messages")]
+pub(crate) fn send_unreadable() {
+    let details = "sentinel_unreadable";
+    let reply = LocalReply { status: 500, details, headers: &[], body: b"", grpc_status: 13 };
     if let Err(error) = reply.send() {
         log::error!("Envoy refused to send a reply: {error:?}");
     }

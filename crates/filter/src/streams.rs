@@ -19,6 +19,23 @@ pub(crate) struct Stream {
     pub(crate) is_followed: bool,
     /// What must be given back at its end; `None` also where it was refused.
     pub(crate) entry: Option<Entry>,
+    /// Its messages; `None`: it has none.
+    #[cfg(feature = "messages")]
+    pub(crate) messages: Option<Box<crate::messages::Sent>>,
+}
+
+impl Stream {
+    /// A stream that has just begun.
+    pub(crate) fn new(id: u32, listener: Rc<Listener>) -> Self {
+        Self {
+            id,
+            listener,
+            is_followed: false,
+            entry: None,
+            #[cfg(feature = "messages")]
+            messages: None,
+        }
+    }
 }
 
 /// Streams by number.
@@ -71,8 +88,7 @@ mod tests {
         let listener = Listener::new(1, FilterConfig::default());
         let mut streams = Streams::new();
         for id in 2..2_000 {
-            let listener = Rc::clone(&listener);
-            streams.insert(Stream { id, listener, is_followed: false, entry: None });
+            streams.insert(Stream::new(id, Rc::clone(&listener)));
         }
         for id in (2..2_000).filter(|id| id % 3 == 0) {
             assert_eq!(streams.remove(id).map(|stream| stream.id), Some(id));

@@ -6,7 +6,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use sentinel_core::config::FilterConfig;
+use sentinel_core::{block::is_grpc, config::FilterConfig};
 use sentinel_engine::{
     Next,
     carried::Carrier,
@@ -24,6 +24,8 @@ use sentinel_envoy::{
     },
 };
 
+#[cfg(feature = "messages")]
+use crate::messages::Sent;
 use crate::{
     chain::Neighbours,
     listener::Listener,
@@ -36,14 +38,14 @@ use crate::{
 pub(crate) struct Vm {
     pub(crate) host: EnvoyHost,
     pub(crate) neighbours: Neighbours,
-    worker: Option<Worker>,
+    pub(crate) worker: Option<Worker>,
     /// Rules in the configurations of its roots.
     carrier: Carrier,
     /// A resource's name, while a request is being named.
     name: Vec<u8>,
     /// Root contexts that live, oldest first.
     roots: Vec<Rc<Listener>>,
-    streams: Streams,
+    pub(crate) streams: Streams,
     driver: Option<Driver>,
     reported: Calls,
     shared_data_calls: Option<MetricId>,
@@ -102,8 +104,7 @@ impl Vm {
             self.roots.push(Listener::new(context, FilterConfig::default()));
         } else if let Some(listener) = self.roots.iter().find(|listener| listener.root == root) {
             let listener = Rc::clone(listener);
-            let is_followed = false;
-            self.streams.insert(Stream { id: context, listener, is_followed, entry: None });
+            self.streams.insert(Stream::new(context, listener));
         }
     }
 
@@ -204,12 +205,17 @@ impl Vm {
                 (Flow::Pause, true)
             }
             Verdict::Blocked(blocked) => {
-                reply::send(&blocked, &self.name, config.expose_rule);
+                let is_grpc = is_grpc(&request_header("content-type").unwrap_or_default());
+                reply::send(&blocked, &self.name, config.expose_rule, is_grpc);
                 (Flow::Pause, false)
             }
         };
         if stream.entry.is_some() && (stream.is_followed || are_several) {
             mark(&self.name);
+        }
+        #[cfg(feature = "messages")]
+        if stream.entry.is_some() {
+            stream.messages = Sent::begin(worker, &self.name, &mut request, id);
         }
         self.wake(listener.root, id, waits);
         flow
@@ -217,11 +223,19 @@ impl Vm {
 
     /// A stream has ended, maybe while it still waited.
     pub(crate) fn end(&mut self, id: u32) {
-        let Some(Stream { listener, entry: Some(entry), .. }) = self.streams.remove(id) else {
-            return;
-        };
+        let Some(stream) = self.streams.remove(id) else { return };
+        #[cfg(feature = "messages")]
+        let is_refused = stream.messages.as_ref().is_some_and(|sent| sent.is_refused());
+        #[cfg(not(feature = "messages"))]
+        let is_refused = false;
+        #[cfg(feature = "messages")]
+        if let (Some(sent), Some(worker)) = (&stream.messages, &mut self.worker) {
+            sent.end(worker, id);
+        }
+        let Stream { listener, entry: Some(entry), .. } = stream else { return };
         let Some(worker) = &mut self.worker else { return };
-        let outcome = if entry.needs_status() { outcome() } else { Outcome::OK };
+        let needs_status = entry.needs_status() && !is_refused;
+        let outcome = if needs_status { outcome() } else { Outcome::OK };
         worker.exit(&mut self.host, entry, outcome);
         self.wake(listener.root, id, false);
     }
@@ -239,7 +253,13 @@ impl Vm {
             return;
         };
         worker.tick(&mut self.host);
+        #[cfg(feature = "messages")]
+        worker.report_messages(&mut self.host);
         while let Some(stream) = worker.due(&mut self.host) {
+            #[cfg(feature = "messages")]
+            if !self.streams.get_mut(stream).is_none_or(|stream| stream.may_go_on()) {
+                continue;
+            }
             // Refused for a stream that is gone, whose end is told by a callback of its own.
             if resume_request(stream, root).is_err() {
                 log::debug!("stream {stream} has gone while it waited");
@@ -251,7 +271,7 @@ impl Vm {
     }
 
     /// A stream or root `current` of `root` may have given the worker something to do, or `waits` until a time.
-    fn wake(&mut self, root: u32, current: u32, waits: bool) {
+    pub(crate) fn wake(&mut self, root: u32, current: u32, waits: bool) {
         let Some(worker) = &self.worker else { return };
         match self.driver {
             // Whoever waits has a timer in time already, and everything else has until the next tick.

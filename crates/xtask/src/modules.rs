@@ -1,4 +1,4 @@
-//! Both modules, built, stripped, checked, and written where Envoy's configuration expects them.
+//! The modules, built, stripped, checked, and written where Envoy's configuration expects them.
 //!
 //! Nothing is written unless every module is in order, and only what changed: a running Envoy that watches the files,
 //! and a build that asks for their age, see nothing of a build that changed nothing.
@@ -29,7 +29,7 @@ pub(crate) struct Dist {
     pub(crate) folder: PathBuf,
 }
 
-/// Builds both modules.
+/// Builds the modules.
 ///
 /// # Errors
 /// If no toolchain can be set up, the compiler refuses, or a module breaks a rule: then with every broken rule.
@@ -50,22 +50,30 @@ pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
     let mut all_faults = Vec::new();
     let mut artifacts = Vec::new();
     let private = private_paths(workspace)?;
-    for (crate_name, used_exports) in CRATES {
-        let name = crate_name.replace('-', "_");
-        let file = compiled.join(format!("{name}.wasm"));
+    for module in modules(flavour) {
+        let Module { package, name, .. } = module;
+        let file = compiled
+            .join(module.profile(flavour))
+            .join(format!("{}.wasm", package.replace('-', "_")));
         let compiled = fs::read(&file)
-            .with_context(|| format!("cargo built {crate_name}, but not {}", file.display()))?;
-        let debug = module_file::pruned(&compiled, used_exports)
+            .with_context(|| format!("cargo built {package}, but not {}", file.display()))?;
+        let used_exports = [module.exports, module.more_exports].concat();
+        let debug = module_file::pruned(&compiled, &used_exports)
             .with_context(|| file.display().to_string())?;
         let shipped =
             module_file::without_debug(&debug).with_context(|| file.display().to_string())?;
         let mut faults = module_file::faults(&shipped, &private);
         // What tests ask of the modules stands in them besides what ships.
         if flavour == Flavour::Shipping {
-            faults.extend(module_file::too_large(&shipped));
+            faults.extend(module_file::too_large(&shipped, module.most_bytes));
         }
         all_faults.extend(faults.into_iter().map(|fault| format!("{name}.wasm: {fault}")));
-        artifacts.push(Artifact { name, sha256: sha256::of(&shipped), shipped, debug });
+        artifacts.push(Artifact {
+            name: (*name).to_owned(),
+            sha256: sha256::of(&shipped),
+            shipped,
+            debug,
+        });
     }
     if !all_faults.is_empty() {
         bail!(
@@ -90,7 +98,7 @@ pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
         let Artifact { name, sha256, shipped, .. } = artifact;
         let prefix = sha256.get(..12).unwrap_or(sha256);
         say::line(format_args!(
-            "   {:<24} {:>7} bytes  sha256 {prefix}",
+            "   {:<29} {:>7} bytes  sha256 {prefix}",
             format!("{name}.wasm"),
             shipped.len()
         ));
@@ -98,26 +106,53 @@ pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
     Ok(Dist { folder })
 }
 
-/// Both modules, each with the functions that Envoy is to call.
-const CRATES: [(&str, &[&str]); 2] = [
-    (
-        "sentinel-filter",
-        &[
-            "_initialize",
-            "malloc",
-            "proxy_abi_version_0_2_1",
-            "proxy_on_configure",
-            "proxy_on_context_create",
-            "proxy_on_delete",
-            "proxy_on_log",
-            "proxy_on_request_headers",
-            "proxy_on_tick",
-            "proxy_on_vm_start",
-        ],
-    ),
-    (
-        "sentinel-service",
-        &[
+/// A module of a build.
+struct Module {
+    /// The crate that it is made of.
+    package: &'static str,
+    /// Its files, without ending.
+    name: &'static str,
+    /// A feature with which the crate is another module.
+    feature: Option<&'static str>,
+    /// The functions that Envoy is to call.
+    exports: &'static [&'static str],
+    /// Besides these.
+    more_exports: &'static [&'static str],
+    /// The most bytes that it may have without custom sections.
+    most_bytes: u64,
+}
+
+impl Module {
+    /// The cargo profile, and so the folder: a module has no hash in its file name, and cargo takes the one built with other
+    /// features for up to date.
+    fn profile(&self, flavour: Flavour) -> &'static str {
+        match (flavour, self.feature) {
+            (Flavour::Faults, _) => "faults",
+            (Flavour::Shipping, None) => "release",
+            (Flavour::Shipping, Some(feature)) => feature,
+        }
+    }
+}
+
+/// What a flavour consists of.
+fn modules(flavour: Flavour) -> impl Iterator<Item = &'static Module> {
+    MODULES.iter().filter(move |module| flavour == Flavour::Shipping || module.feature.is_none())
+}
+
+const MODULES: [Module; 3] = [
+    Module {
+        package: "sentinel-filter",
+        name: "sentinel_filter",
+        feature: None,
+        exports: FILTER_EXPORTS,
+        more_exports: &[],
+        most_bytes: module_file::BYTES_MAX,
+    },
+    Module {
+        package: "sentinel-service",
+        name: "sentinel_service",
+        feature: None,
+        exports: &[
             "_initialize",
             "malloc",
             "proxy_abi_version_0_2_1",
@@ -129,30 +164,53 @@ const CRATES: [(&str, &[&str]); 2] = [
             "proxy_on_tick",
             "proxy_on_vm_start",
         ],
-    ),
+        more_exports: &[],
+        most_bytes: module_file::BYTES_MAX,
+    },
+    Module {
+        package: "sentinel-filter",
+        name: "sentinel_filter_messages",
+        feature: Some("messages"),
+        exports: FILTER_EXPORTS,
+        more_exports: &["proxy_on_request_body"],
+        most_bytes: 330_000,
+    },
 ];
 
-/// The folder with cargo's output.
+const FILTER_EXPORTS: &[&str] = &[
+    "_initialize",
+    "malloc",
+    "proxy_abi_version_0_2_1",
+    "proxy_on_configure",
+    "proxy_on_context_create",
+    "proxy_on_delete",
+    "proxy_on_log",
+    "proxy_on_request_headers",
+    "proxy_on_tick",
+    "proxy_on_vm_start",
+];
+
+/// The folder with cargo's output, which has a folder for each profile.
 fn compile(workspace: &Workspace, toolchain: WasmToolchain, flavour: Flavour) -> Result<PathBuf> {
-    let mut cargo = toolchain.cargo("build", workspace)?;
-    // A profile of its own, and so a folder: a module has no hash in its file name, and cargo takes the one built with
-    // other features for up to date.
-    let profile = match flavour {
-        Flavour::Shipping => "release",
-        Flavour::Faults => "faults",
-    };
-    cargo.args(["--profile", profile]);
-    for (name, _) in CRATES {
-        cargo.args(["--package", name]);
-        if flavour == Flavour::Faults {
-            cargo.args(["--features", &format!("{name}/faults")]);
+    let mut profiles: Vec<&str> = modules(flavour).map(|module| module.profile(flavour)).collect();
+    profiles.dedup();
+    for profile in profiles {
+        let mut cargo = toolchain.cargo("build", workspace)?;
+        cargo.args(["--profile", profile]);
+        if profile != "release" {
+            cargo.args(["--config", &format!("profile.{profile}.inherits='release'")]);
         }
+        for module in modules(flavour).filter(|module| module.profile(flavour) == profile) {
+            let package = module.package;
+            cargo.args(["--package", package]);
+            let feature = if flavour == Flavour::Faults { Some("faults") } else { module.feature };
+            if let Some(feature) = feature {
+                cargo.args(["--features", &format!("{package}/{feature}")]);
+            }
+        }
+        process::run(cargo)?;
     }
-    if flavour == Flavour::Faults {
-        cargo.args(["--config", "profile.faults.inherits='release'"]);
-    }
-    process::run(cargo)?;
-    Ok(workspace.target.join("wasm").join(toolchain.name()).join(TARGET).join(profile))
+    Ok(workspace.target.join("wasm").join(toolchain.name()).join(TARGET))
 }
 
 /// Paths under which sources of a module stand on this machine. None of them may be in what ships.

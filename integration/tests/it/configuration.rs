@@ -61,7 +61,9 @@ fn the_shipped_configuration_is_valid_in_every_supported_envoy() {
     for envoy in world::every_envoy() {
         // PyPI's 1.38.3 is built without V8, so that no module loads: what is left is valid there too.
         let with_modules = !version_of(&envoy).contains("/1.38.3/");
-        validate(&envoy, "envoy.yaml", with_modules);
+        for file in ["envoy.yaml", "messages.yaml"] {
+            validate(&envoy, file, with_modules);
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod hotspot;
 mod http_kinds;
 mod input;
 mod isolation;
+mod messages;
 mod metrics;
 mod naming;
 mod pacing;

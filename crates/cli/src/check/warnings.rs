@@ -9,7 +9,7 @@ use sentinel_core::{
     resource::{RequestParts, ResourceFrom, path_without_query},
     rule::{
         Control, HotspotRule, Keeps, LimitApp, OnHostFailure, PathPredicate, Rule, SystemMetric,
-        Target, TokenCalculate,
+        Target, TokenCalculate, Unit,
         compile::{OPENSERGO_KINDS, OPENSERGO_VERSION},
         error::{Reason, Refusal, Site},
         node::{Map, Node, Value},
@@ -38,6 +38,7 @@ pub(super) fn warnings(set: &[Placed], files: &Files, naming: Naming<'_>) -> Vec
     found.defaults(set);
     found.unused(set);
     for (rule, site) in set {
+        found.messages(rule, site);
         found.names(rule, site, naming);
         if naming.file.is_some() {
             found.callers(rule, site, naming);
@@ -127,6 +128,7 @@ impl Found<'_> {
         for (rule, site) in set.iter().filter(|(rule, _)| rule.target() == Some(&Target::Default)) {
             let names_all = |(other, _): &&Placed| {
                 other.rank() == rule.rank()
+                    && other.common().unit == rule.common().unit
                     && matches!(other.target(), Some(Target::Pattern(pattern)) if pattern == ".*")
             };
             if let Some((_, other)) = set.iter().find(names_all) {
@@ -203,6 +205,15 @@ impl Found<'_> {
                 );
                 self.warn(&site, "metadata", sentence);
             }
+        }
+    }
+
+    /// Rules of messages: the filter that most people load reads no streams.
+    fn messages(&mut self, rule: &Rule, site: &Site) {
+        if rule.common().unit == Unit::Message {
+            let sentence = "is message, which only sentinel_filter_messages.wasm counts: with sentinel_filter.wasm \
+                            the rule never refuses anything";
+            self.warn(site, "unit", sentence.to_owned());
         }
     }
 
@@ -416,7 +427,8 @@ impl Bound {
             | Rule::Hotspot(_)
             | Rule::CircuitBreaker(_) => return None,
         };
-        Some(Self { subject: format!("{failure} {subject}"), caller, most })
+        let unit = rule.common().unit;
+        Some(Self { subject: format!("{failure} {unit:?} {subject}"), caller, most })
     }
 }
 

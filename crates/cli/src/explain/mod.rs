@@ -14,7 +14,7 @@ use sentinel_core::{
     config::Settings,
     param::Request as _,
     rule::{
-        LimitApp, ParamPick, Rule, Target,
+        LimitApp, ParamPick, Rule, Target, Unit,
         compile::compile_placed,
         error::{Refusals, Site},
     },
@@ -308,6 +308,9 @@ impl Asked<'_> {
 
     /// Why a rule that names the request wants nothing of it; `None` if it passes it.
     fn why_silent(&self, rule: &Rule, set: &[(Rule, Site)]) -> Option<String> {
+        if rule.common().unit == Unit::Message {
+            return Some("it counts the messages of the request's stream".to_owned());
+        }
         let mut request = self.request.clone();
         match rule {
             Rule::Flow(flow) => {

@@ -349,6 +349,19 @@ pub struct Common {
     pub on_service_loss: OnServiceLoss,
     /// What a token rule answers when shared data fails or holds a newer layout.
     pub on_host_failure: OnHostFailure,
+    /// What the rule counts. Few kinds count anything but requests ([`Rule::message_problem`]).
+    pub unit: Unit,
+}
+
+/// What a rule counts one by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Requests, from their headers on.
+    #[default]
+    Request,
+    /// Messages that a client sends in a stream: of gRPC, or frames of a WebSocket. Only the filter that reads streams
+    /// counts them ([`crate::message`]).
+    Message,
 }
 
 /// A reply of the operator's own.
@@ -532,11 +545,37 @@ impl Rule {
         }
     }
 
+    /// Why the rule cannot count messages; `None` if it can.
+    pub fn message_problem(&self) -> Option<&'static str> {
+        match self {
+            Self::Flow(rule) if rule.ref_resource.is_some() => {
+                Some("is message, but an AssociatedResource's requests are counted: leave it out")
+            }
+            Self::Flow(FlowRule { calculate: TokenCalculate::MemoryAdaptive(_), .. }) => {
+                Some("is message, but MemoryAdaptive is for requests: use Direct or WarmUp")
+            }
+            Self::Hotspot(HotspotRule { metric: HotspotMetric::Concurrency, .. }) => {
+                Some("is message, but only requests are counted at a time: use `metricType: QPS`")
+            }
+            Self::Flow(_) | Self::Hotspot(_) => None,
+            Self::Authority(_)
+            | Self::System(_)
+            | Self::Gateway(_)
+            | Self::Isolation(_)
+            | Self::CircuitBreaker(_) => {
+                Some("is message, which only FlowRules and HotspotRules count: leave it out")
+            }
+        }
+    }
+
     /// Whether a rule that replaces this one may go on with what it has counted: both count the same
     /// (Sentinel's `isStatReusable`, sentinel-golang `core/*/rule.go`). A breaker goes on only if nothing but
     /// its name has changed: a changed one starts closed (semantics 1.12).
     pub fn counts_the_same_as(&self, other: &Self) -> bool {
-        if self.keeps() != other.keeps() || self.table_capacity(1) != other.table_capacity(1) {
+        if self.keeps() != other.keeps()
+            || self.table_capacity(1) != other.table_capacity(1)
+            || self.common().unit != other.common().unit
+        {
             return false;
         }
         match (self, other) {

@@ -9,7 +9,7 @@ use sentinel_core::{
     block::BlockType,
     config::BeforeFirstRules,
     param::{ParamValue, Request},
-    rule::{HotspotRule, LimitApp, OnHostFailure, OnServiceLoss, Rule, SystemMetric, Target},
+    rule::{HotspotRule, LimitApp, OnHostFailure, OnServiceLoss, Rule, SystemMetric, Target, Unit},
     time::{Nanos, Span},
 };
 
@@ -169,7 +169,7 @@ impl Worker {
             if applying.rules.is_empty() && self.book.groups.is_empty() {
                 break;
             }
-            self.ask_rules(&applying, call, request);
+            self.ask_rules(&applying, Unit::Request, call, request);
             match self.admit(host, now, batch) {
                 Admission::Pass => break,
                 Admission::Refused { rule, retry_at } => {
@@ -268,12 +268,14 @@ impl Worker {
     pub(super) fn ask_rules(
         &mut self,
         applying: &Applying,
+        unit: Unit,
         call: &Call<'_>,
         request: &mut dyn Request,
     ) {
         self.asks.clear();
         let mut of_groups = Vec::new();
-        if !self.book.groups.is_empty() {
+        // Messages have no path.
+        if unit == Unit::Request && !self.book.groups.is_empty() {
             let path = request.path();
             for group in self.book.groups.iter().filter(|group| group.holds(&path)) {
                 of_groups.extend_from_slice(&group.rules);
@@ -281,7 +283,7 @@ impl Worker {
         }
         let mut origin = None;
         let mut ask = |worker: &mut Self, rule: u32| {
-            if let Some(ask) = worker.question(rule, call, request, &mut origin) {
+            if let Some(ask) = worker.question(rule, unit, call, request, &mut origin) {
                 worker.asks.push(ask);
             }
         };
@@ -298,6 +300,7 @@ impl Worker {
     pub(super) fn question(
         &mut self,
         index: u32,
+        unit: Unit,
         call: &Call<'_>,
         request: &mut dyn Request,
         origin: &mut Option<Vec<u8>>,
@@ -305,6 +308,9 @@ impl Worker {
         let Self { book, key, clock, service, .. } = self;
         let state = book.rule(index)?;
         let rule = &*state.rule;
+        if rule.common().unit != unit {
+            return None;
+        }
         let refuses = || Ask { answer: Answer::Refuses, ..Ask::new(index, 0, None) };
         if !call.inbound && matches!(rule, Rule::System(_)) {
             return None;
@@ -547,4 +553,4 @@ fn kept_most(state: &RuleState, claimant: &Claimant) -> u64 {
 }
 
 /// How many emptied lists of ended requests are kept.
-const SPARE_MAX: usize = 64;
+pub(super) const SPARE_MAX: usize = 64;

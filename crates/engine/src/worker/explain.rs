@@ -3,7 +3,11 @@
 use alloc::{rc::Rc, vec::Vec};
 use core::cmp::Ordering;
 
-use sentinel_core::{order::sort_by, param::Request, rule::Rule};
+use sentinel_core::{
+    order::sort_by,
+    param::Request,
+    rule::{Rule, Unit},
+};
 
 use super::{Call, Worker};
 
@@ -30,7 +34,7 @@ impl Worker {
         let mut origin = None;
         let mut met = Vec::with_capacity(rules.len());
         for index in rules {
-            let asks = self.question(index, call, request, &mut origin).is_some();
+            let asks = self.question(index, Unit::Request, call, request, &mut origin).is_some();
             if let Some(state) = self.book.rule(index) {
                 met.push((Rc::clone(&state.rule), asks));
             }

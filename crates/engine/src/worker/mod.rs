@@ -32,10 +32,12 @@ mod call;
 mod decided;
 mod explain;
 mod house;
+mod messages;
 mod waiting;
 
 use call::Held;
 pub use call::{Blocked, Call, Entry, Outcome, Verdict};
+pub use messages::{MessageVerdict, Messages};
 
 /// How often a worker shows that it lives, and sends frames of resources that no rule of the service
 /// watches. A little less than the period of an idle tick, which may come early by a millisecond.
@@ -87,6 +89,8 @@ pub struct Worker {
     values: ValuePermits,
     /// Requests that wait for their slot, the next one first.
     waiting: waiting::Queue,
+    /// Messages of streams, by resource.
+    messages: messages::Counts,
     /// Which tick it is.
     tick: u64,
     /// Whether the last tick left anything to do.
@@ -175,6 +179,7 @@ impl Worker {
             spare: Vec::new(),
             values: ValuePermits::default(),
             waiting: waiting::Queue::new(),
+            messages: messages::Counts::default(),
             tick: 1,
             is_busy: false,
             decided: 0,

@@ -9,5 +9,6 @@ mod behind;
 mod contract;
 mod failure;
 mod many_rules;
+mod messages;
 mod scenarios;
 mod swarm;

@@ -318,3 +318,17 @@ fn a_filter_s_configuration_that_is_wrong_is_an_error() {
         "#]],
     );
 }
+
+#[test]
+fn a_rule_of_messages_is_warned_of_and_no_twin_of_one_of_requests() {
+    check_warnings(
+        "FlowRules",
+        "  - {id: requests, resource: 'POST:/a.A/B', threshold: 1}
+  - {id: messages, resource: 'POST:/a.A/B', threshold: 2, unit: message}
+",
+        None,
+        &expect![[r#"
+            warning: a.yaml:6:65: document 1 (FlowRules): rules[1] (messages): `unit` is message, which only sentinel_filter_messages.wasm counts: with sentinel_filter.wasm the rule never refuses anything
+        "#]],
+    );
+}

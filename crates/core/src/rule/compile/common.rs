@@ -10,7 +10,7 @@ use crate::{
     pattern::Pattern,
     resource::NAME_BYTES_LIMIT,
     rule::{
-        Common, OnHostFailure, OnServiceLoss, Response, Target,
+        Common, OnHostFailure, OnServiceLoss, Response, Target, Unit,
         compile::{
             Context, Form, RESPONSE_BYTES_MAX, RESPONSE_FIELDS, RESPONSE_HEADERS_MAX, bound,
             ids::{ID_OR_NONE, is_id},
@@ -23,6 +23,8 @@ use crate::{
 };
 
 static ON_SERVICE_LOSS: Choices = &[("keep", None), ("pass", None), ("block", None)];
+
+static UNIT: Choices = &[("request", None), ("message", None)];
 
 static ON_HOST_FAILURE: Choices = &[("pass", None), ("block", None)];
 
@@ -164,6 +166,10 @@ pub(super) fn common(fields: &mut Fields<'_, '_>) -> Common {
         on_host_failure: match fields.choice("onHostFailure", ON_HOST_FAILURE) {
             Some("pass") => OnHostFailure::Pass,
             Some(_) | None => OnHostFailure::Block,
+        },
+        unit: match fields.choice("unit", UNIT) {
+            Some("message") => Unit::Message,
+            Some(_) | None => Unit::Request,
         },
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     param::{MatchStrategy, Param},
     rule::{
         BreakerStrategy, CircuitBreakerRule, Common, Control, FlowRule, HotspotMetric, HotspotRule,
-        LimitApp, Rule, SystemMetric, Target,
+        LimitApp, Rule, SystemMetric, Target, Unit,
     },
 };
 
@@ -79,6 +79,7 @@ fn flow_words<'a>(rule: &'a FlowRule, words: &mut Vec<String>) -> &'a str {
     if let Some(resource) = &rule.ref_resource {
         words.push(word("ref", resource));
     }
+    unit_word(&rule.common, words);
     name
 }
 
@@ -112,6 +113,7 @@ fn hotspot_words<'a>(rule: &'a HotspotRule, words: &mut Vec<String>) -> &'a str 
     if rule.metric != HotspotMetric::Concurrency {
         interval_word(rule.metric.duration_ms(), words);
     }
+    unit_word(&rule.common, words);
     name
 }
 
@@ -148,6 +150,12 @@ fn target_words<'a>(target: &'a Target, words: &mut Vec<String>) -> &'a str {
         Target::Group(_) => Some("group".to_string()),
     });
     if let Target::Default = target { "" } else { target.name() }
+}
+
+fn unit_word(common: &Common, words: &mut Vec<String>) {
+    if common.unit == Unit::Message {
+        words.push("message".to_string());
+    }
 }
 
 fn interval_word(interval_ms: u64, words: &mut Vec<String>) {
@@ -223,6 +231,7 @@ fn is_like_a_word(part: &str) -> bool {
         "buckets",
         "statuses",
         "grpc",
+        "message",
     ];
 
     let first = part.split('.').next().unwrap_or(part);

@@ -31,7 +31,7 @@ use crate::{
 /// The fields of a kind: those of every rule, and its own.
 macro_rules! fields {
     ($($field:literal),* $(,)?) => {
-        &["id", "shadow", "response", "onServiceLoss", "onHostFailure", $($field),*]
+        &["id", "shadow", "response", "onServiceLoss", "onHostFailure", "unit", $($field),*]
     };
 }
 pub(super) use fields;

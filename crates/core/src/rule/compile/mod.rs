@@ -23,7 +23,7 @@ use crate::{
     param::MatchStrategy,
     pattern::{Pattern, Patterns, Way},
     rule::{
-        ApiGroup, HotspotRule, PathPredicate, Rule, Target,
+        ApiGroup, HotspotRule, PathPredicate, Rule, Target, Unit,
         error::{Reason, Refusal, Refusals, Site},
         node::{Entry, Map, Node, Value, shorten},
         read::{Fields, near, one_of},
@@ -396,6 +396,10 @@ impl<'a> Set<'a> {
             let common = common::common(&mut fields);
             let mut found = Found::default();
             (kind.read)(&mut fields, &context, &mut found);
+            if common.unit == Unit::Message {
+                let problem = found.rules.iter().find_map(Rule::message_problem);
+                problem.into_iter().for_each(|problem| fields.object("unit", problem));
+            }
             if let Some(group) = found.group {
                 self.add_group(group, &site);
             }

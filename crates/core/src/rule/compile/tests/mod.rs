@@ -231,6 +231,71 @@ fn an_id_says_what_the_rule_counts() {
 }
 
 #[test]
+fn a_rule_of_messages_counts_something_else_than_one_of_requests() {
+    let of = |kind: &str, rule: &str| one(compile(&[document(kind, rule)]));
+    for (kind, rule) in [
+        ("FlowRules", r#"resource: "a", threshold: 5"#),
+        (
+            "FlowRules",
+            r#"resource: "a", threshold: 5, controlBehavior: "Throttling", maxQueueingTimeMs: 50"#,
+        ),
+        (
+            "FlowRules",
+            r#"resource: "a", threshold: 5, tokenCalculateStrategy: "WarmUp", warmUpPeriodSec: 5"#,
+        ),
+        (
+            "HotspotRules",
+            r#"resource: "a", threshold: 5, metricType: "QPS", durationInSec: 1, paramIndex: 0"#,
+        ),
+    ] {
+        let requests = of(kind, &format!("{{{rule}}}"));
+        let also_requests = of(kind, &format!("{{{rule}, unit: \"request\"}}"));
+        let messages = of(kind, &format!("{{{rule}, unit: \"message\"}}"));
+        assert_eq!(requests, also_requests);
+        assert_eq!(messages.common().unit, Unit::Message);
+        assert_eq!(messages.id(), format!("{}:message", requests.id()));
+        assert!(messages.counts_the_same_as(&messages.clone()));
+        assert!(!messages.counts_the_same_as(&requests));
+    }
+}
+
+#[test]
+fn what_cannot_count_messages_says_so() {
+    let mut said = String::new();
+    for (kind, rule) in [
+        ("FlowRules", r#"threshold: 5, relationStrategy: "AssociatedResource", refResource: "b""#),
+        (
+            "FlowRules",
+            r#"tokenCalculateStrategy: "MemoryAdaptive", lowMemUsageThreshold: 2, highMemUsageThreshold: 1,
+               memLowWaterMarkBytes: 1, memHighWaterMarkBytes: 2"#,
+        ),
+        ("HotspotRules", r#"threshold: 5, metricType: "Concurrency", paramIndex: 0"#),
+        ("IsolationRules", "threshold: 5"),
+        ("AuthorityRules", r#"limitApp: "a""#),
+        ("GatewayFlowRules", "count: 5"),
+        (
+            "CircuitBreakerRules",
+            r#"strategy: "ErrorCount", threshold: 5, retryTimeoutMs: 1, statIntervalMs: 1"#,
+        ),
+        ("FlowRules", r#"threshold: 5, unit: "frame""#),
+    ] {
+        let unit = if rule.contains("unit") { "" } else { r#", unit: "message""# };
+        let rules = compile(&[document(kind, &format!("{{resource: \"a\", {rule}{unit}}}"))]);
+        said.push_str(&format!("{}\n", rules.unwrap_err()));
+    }
+    expect![[r#"
+        a.yaml: document 1 (FlowRules): rules[0] (a): `unit` is message, but an AssociatedResource's requests are counted: leave it out
+        a.yaml: document 1 (FlowRules): rules[0] (a): `unit` is message, but MemoryAdaptive is for requests: use Direct or WarmUp
+        a.yaml: document 1 (HotspotRules): rules[0] (a): `unit` is message, but only requests are counted at a time: use `metricType: QPS`
+        a.yaml: document 1 (IsolationRules): rules[0] (a): `unit` is message, which only FlowRules and HotspotRules count: leave it out
+        a.yaml: document 1 (AuthorityRules): rules[0] (a): `unit` is message, which only FlowRules and HotspotRules count: leave it out
+        a.yaml: document 1 (GatewayFlowRules): rules[0] (a): `unit` is message, which only FlowRules and HotspotRules count: leave it out
+        a.yaml: document 1 (CircuitBreakerRules): rules[0] (a): `unit` is message, which only FlowRules and HotspotRules count: leave it out
+        a.yaml: document 1 (FlowRules): rules[0] (a): `unit` is "frame", but must be request or message
+    "#]].assert_eq(&said);
+}
+
+#[test]
 fn an_id_that_would_not_be_one_is_shortened_and_stays_the_same_for_ever() {
     let id = |name: &str| default_id(&Rule::Flow(plain_flow(name)));
     assert_eq!(id("GET:/users/{id}"), "flow:GET:/users/_id_:b1993b3bea1c28fc");
