@@ -19,6 +19,7 @@ pub mod config;
 pub mod decimal;
 pub mod lease;
 pub mod ledger;
+pub mod network;
 pub mod order;
 pub mod param;
 pub mod pattern;

@@ -27,6 +27,21 @@ pub trait Shell {
         Flow::Continue
     }
 
+    /// A client has connected: `stream` is the connection, and no upstream has been asked yet.
+    fn new_connection(_stream: u32) -> Flow {
+        Flow::Continue
+    }
+
+    /// The client of the connection `stream` has sent something, or has nothing more to say.
+    fn downstream_data(_stream: u32) -> Flow {
+        Flow::Continue
+    }
+
+    /// The upstream of the connection `stream` has sent something, or has nothing more to say.
+    fn upstream_data(_stream: u32) -> Flow {
+        Flow::Continue
+    }
+
     /// `stream` has ended, however it did: the one callback that always fires, and once.
     fn log(_stream: u32) {}
 
@@ -91,6 +106,21 @@ macro_rules! entry_points {
             #[unsafe(export_name = "proxy_on_request_headers")]
             extern "C" fn on_request_headers(stream: u32, _headers: usize, _end: u32) -> u32 {
                 <$shell as Shell>::request_headers(stream) as u32
+            }
+
+            #[unsafe(export_name = "proxy_on_new_connection")]
+            extern "C" fn on_new_connection(stream: u32) -> u32 {
+                <$shell as Shell>::new_connection(stream) as u32
+            }
+
+            #[unsafe(export_name = "proxy_on_downstream_data")]
+            extern "C" fn on_downstream_data(stream: u32, _size: usize, _end: u32) -> u32 {
+                <$shell as Shell>::downstream_data(stream) as u32
+            }
+
+            #[unsafe(export_name = "proxy_on_upstream_data")]
+            extern "C" fn on_upstream_data(stream: u32, _size: usize, _end: u32) -> u32 {
+                <$shell as Shell>::upstream_data(stream) as u32
             }
 
             #[unsafe(export_name = "proxy_on_log")]

@@ -3,6 +3,7 @@
 //! A thin shell. It names the request's resource, asks the engine's worker, turns a refusal into a reply and a wait
 //! into a pause, and tells the worker of the request's end. No decision is taken here.
 
+mod connection;
 #[cfg(feature = "faults")]
 mod faults;
 mod listener;
@@ -41,6 +42,19 @@ impl Shell for Filter {
             return Flow::Pause;
         }
         vm::with(|vm| vm.enter(stream)).unwrap_or(Flow::Continue)
+    }
+
+    fn new_connection(stream: u32) -> Flow {
+        vm::with(|vm| vm.accept(stream)).unwrap_or(Flow::Continue)
+    }
+
+    fn downstream_data(stream: u32) -> Flow {
+        vm::with(|vm| vm.hold_back(stream)).unwrap_or(Flow::Continue)
+    }
+
+    fn upstream_data(stream: u32) -> Flow {
+        vm::with(|vm| vm.replace(stream));
+        Flow::Continue
     }
 
     fn log(stream: u32) {

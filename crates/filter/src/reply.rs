@@ -11,6 +11,7 @@ use sentinel_envoy::stream::{LocalReply, request_header, set_filter_state};
 /// rule's id and the resource.
 pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
     let block_type = blocked.block_type;
+    let rule = leave_word(blocked, resource);
     let retry_after = blocked.retry_after.map(|span| span.as_secs_ceil().max(1).to_string());
     let refused = Refused {
         resource,
@@ -21,9 +22,6 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
     };
     let answer = Reply::new(block_type, &refused);
 
-    let rule = refused.rule.map(Rule::id);
-    let rule = rule.unwrap_or("before_first_rules");
-    leave_word(block_type.name(), rule, resource);
     let details = format!("sentinel_{}_{rule}", block_type.name());
     let reply = LocalReply {
         status: answer.status,
@@ -35,6 +33,26 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
     if let Err(error) = reply.send() {
         log::error!("Envoy refused to send a reply: {error:?}");
     }
+}
+
+/// What a refused TCP client is told, and word for the access log: the rule's own words as they stand, else ours and
+/// the end of a line.
+pub(crate) fn text(blocked: &Blocked, resource: &[u8], expose_rule: bool) -> Vec<u8> {
+    leave_word(blocked, resource);
+    let own = blocked.rule.as_deref().and_then(|rule| rule.common().response.as_ref());
+    let has_own_body = own.is_some_and(|own| own.body.is_some());
+    let refused = Refused {
+        resource,
+        rule: blocked.rule.as_deref(),
+        retry_after: None,
+        expose_rule,
+        is_grpc: false,
+    };
+    let mut text = Reply::new(blocked.block_type, &refused).body;
+    if !has_own_body {
+        text.push('\n');
+    }
+    text.into_bytes()
 }
 
 /// Answers the request with what the console says.
@@ -52,11 +70,13 @@ pub(crate) fn send_json(status: u16, body: &str) {
 }
 
 /// Resource, block type and rule as JSON, for `%FILTER_STATE(wasm.sentinel:PLAIN)%`.
-fn leave_word(block_type: &str, rule: &str, resource: &[u8]) {
+/// Gives the rule's id.
+fn leave_word<'a>(blocked: &'a Blocked, resource: &[u8]) -> &'a str {
+    let rule = blocked.rule.as_deref().map(Rule::id).unwrap_or("before_first_rules");
     let mut word = String::from(r#"{"resource":"#);
     push_json_string(&mut word, &String::from_utf8_lossy(resource));
     word.push_str(r#","blockType":"#);
-    push_json_string(&mut word, block_type);
+    push_json_string(&mut word, blocked.block_type.name());
     word.push_str(r#","rule":"#);
     push_json_string(&mut word, rule);
     word.push('}');
@@ -64,4 +84,5 @@ fn leave_word(block_type: &str, rule: &str, resource: &[u8]) {
     if set_filter_state("sentinel", word.as_bytes()).is_err() {
         log::debug!("the filter state is set already");
     }
+    rule
 }

@@ -65,6 +65,8 @@ impl Request for Asked<'_> {
             Param::Cookie(name) => cookie(&request_header("cookie")?, name),
             Param::ClientIp => client_ip(),
             Param::PathSegment(number) => path_segment(self.path_bytes(), *number),
+            Param::Sni => property("connection.requested_server_name"),
+            Param::FilterChain => property("xds.filter_chain_name"),
             Param::Attachment(_) => None,
         };
         bytes.map(ParamValue::Bytes)

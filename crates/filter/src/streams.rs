@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use sentinel_engine::worker::Entry;
 
-use crate::listener::Listener;
+use crate::{connection::Phase, listener::Listener};
 
 /// A stream context.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(crate) struct Stream {
     pub(crate) listener: Rc<Listener>,
     /// What must be given back at its end; `None` also where it was refused.
     pub(crate) entry: Option<Entry>,
+    /// How far a TCP connection is; `None`: it is an HTTP request.
+    pub(crate) phase: Option<Box<Phase>>,
 }
 
 /// Streams by number.
@@ -69,7 +71,7 @@ mod tests {
         let listener = Listener::new(1, FilterConfig::default());
         let mut streams = Streams::new();
         for id in 2..2_000 {
-            streams.insert(Stream { id, listener: Rc::clone(&listener), entry: None });
+            streams.insert(Stream { id, listener: Rc::clone(&listener), entry: None, phase: None });
         }
         for id in (2..2_000).filter(|id| id % 3 == 0) {
             assert_eq!(streams.remove(id).map(|stream| stream.id), Some(id));

@@ -12,7 +12,7 @@ use sentinel_engine::{
     carried::Carrier,
     console,
     host::{Meter as _, MetricId, MetricKind},
-    worker::{Call, Outcome, Verdict, Worker},
+    worker::{Blocked, Call, Outcome, Verdict, Worker},
 };
 use sentinel_envoy::{
     EnvoyHost,
@@ -24,6 +24,7 @@ use sentinel_envoy::{
 };
 
 use crate::{
+    connection,
     listener::Listener,
     reply,
     request::{Asked, outcome},
@@ -33,14 +34,16 @@ use crate::{
 /// The one worker of this VM, once a stream has been seen, and what it needs.
 pub(crate) struct Vm {
     pub(crate) host: EnvoyHost,
-    worker: Option<Worker>,
+    pub(crate) worker: Option<Worker>,
     /// Rules in the configurations of its roots.
     carrier: Carrier,
     /// A resource's name, while a request is being named.
-    name: Vec<u8>,
+    pub(crate) name: Vec<u8>,
     /// Root contexts that live, oldest first.
     roots: Vec<Rc<Listener>>,
-    streams: Streams,
+    pub(crate) streams: Streams,
+    /// Connections to be closed at the next tick.
+    pub(crate) closing: Vec<u32>,
     driver: Option<Driver>,
     reported: Calls,
     shared_data_calls: Option<MetricId>,
@@ -85,6 +88,7 @@ impl Vm {
             name: Vec::new(),
             roots: Vec::new(),
             streams: Streams::new(),
+            closing: Vec::new(),
             driver: None,
             reported: Calls::default(),
             shared_data_calls,
@@ -98,7 +102,7 @@ impl Vm {
             self.roots.push(Listener::new(context, FilterConfig::default()));
         } else if let Some(listener) = self.roots.iter().find(|listener| listener.root == root) {
             let listener = Rc::clone(listener);
-            self.streams.insert(Stream { id: context, listener, entry: None });
+            self.streams.insert(Stream { id: context, listener, entry: None, phase: None });
         }
     }
 
@@ -163,15 +167,35 @@ impl Vm {
         let Some(stream) = self.streams.get_mut(id) else { return Flow::Continue };
         let listener = Rc::clone(&stream.listener);
         let config = &listener.config;
-        let host = &mut self.host;
         if let Some(prefix) = &config.console
-            && show(host, self.worker.as_ref(), prefix)
+            && show(&mut self.host, self.worker.as_ref(), prefix)
         {
             return Flow::Pause;
         }
-        let worker = self.worker.get_or_insert_with(|| Worker::start(host));
         let mut request = Asked::new(config);
         request.write_name(&mut self.name);
+        let (flow, waits) = match self.ask(id, config, &mut request) {
+            Ok(false) => (Flow::Continue, false),
+            Ok(true) => (Flow::Pause, true),
+            Err(blocked) => {
+                reply::send(&blocked, &self.name, config.expose_rule);
+                (Flow::Pause, false)
+            }
+        };
+        self.wake(listener.root, id, waits);
+        flow
+    }
+
+    /// Decides the stream `id`, which is called what stands in `name`: whether it must wait. The first one makes this VM a
+    /// worker.
+    pub(crate) fn ask(
+        &mut self,
+        id: u32,
+        config: &FilterConfig,
+        request: &mut Asked<'_>,
+    ) -> Result<bool, Blocked> {
+        let host = &mut self.host;
+        let worker = self.worker.get_or_insert_with(|| Worker::start(host));
         let call = Call {
             resource: &self.name,
             batch: 1,
@@ -181,31 +205,29 @@ impl Vm {
             stream: id,
             before_first_rules: config.before_first_rules,
         };
-        let (flow, waits) = match worker.enter(host, &call, &mut request) {
-            Verdict::Pass(entry) => {
-                stream.entry = Some(entry);
-                (Flow::Continue, false)
-            }
-            Verdict::Wait(entry, _) => {
-                stream.entry = Some(entry);
-                (Flow::Pause, true)
-            }
-            Verdict::Blocked(blocked) => {
-                reply::send(&blocked, &self.name, config.expose_rule);
-                (Flow::Pause, false)
-            }
+        let (entry, waits) = match worker.enter(host, &call, request) {
+            Verdict::Pass(entry) => (entry, false),
+            Verdict::Wait(entry, _) => (entry, true),
+            Verdict::Blocked(blocked) => return Err(blocked),
         };
-        self.wake(listener.root, id, waits);
-        flow
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.entry = Some(entry);
+        }
+        Ok(waits)
     }
 
     /// A stream has ended, maybe while it still waited.
     pub(crate) fn end(&mut self, id: u32) {
-        let Some(Stream { listener, entry: Some(entry), .. }) = self.streams.remove(id) else {
+        let Some(Stream { listener, entry: Some(entry), phase, .. }) = self.streams.remove(id)
+        else {
             return;
         };
         let Some(worker) = &mut self.worker else { return };
-        let outcome = if entry.needs_status() { outcome() } else { Outcome::OK };
+        let outcome = match phase {
+            Some(phase) => connection::end(&mut self.host, worker, &entry, &phase),
+            None if entry.needs_status() => outcome(),
+            None => Outcome::OK,
+        };
         worker.exit(&mut self.host, entry, outcome);
         self.wake(listener.root, id, false);
     }
@@ -225,17 +247,23 @@ impl Vm {
         worker.tick(&mut self.host);
         while let Some(stream) = worker.due(&mut self.host) {
             // Refused for a stream that is gone, whose end is told by a callback of its own.
-            if resume_request(stream, root).is_err() {
+            let resumed =
+                match self.streams.get_mut(stream).and_then(|its| its.phase.as_deref_mut()) {
+                    Some(phase) => connection::resume(phase, stream, root),
+                    None => resume_request(stream, root),
+                };
+            if resumed.is_err() {
                 log::debug!("stream {stream} has gone while it waited");
             }
         }
+        connection::close_all(&mut self.closing, root);
         let next = worker.next(&mut self.host);
         self.report_calls();
         self.drive(root, next.period_ms, root);
     }
 
     /// A stream or root `current` of `root` may have given the worker something to do, or `waits` until a time.
-    fn wake(&mut self, root: u32, current: u32, waits: bool) {
+    pub(crate) fn wake(&mut self, root: u32, current: u32, waits: bool) {
         let Some(worker) = &self.worker else { return };
         match self.driver {
             // Whoever waits has a timer in time already, and everything else has until the next tick.

@@ -312,6 +312,7 @@ impl Terms {
                     probe_num: 1,
                     error_statuses: None,
                     grpc_error_statuses: None,
+                    close_live_connections: false,
                     common,
                 });
             }
