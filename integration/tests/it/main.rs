@@ -31,6 +31,7 @@ mod reply;
 mod service;
 mod sources;
 mod system;
+mod tcp;
 mod together;
 mod up;
 mod world;
