@@ -623,7 +623,8 @@ pub const INDEX_FILES_MAX: usize = 256;
 /// Reads an index of rule files, a map with the one field `files`; `path` is its own.
 pub fn index_files(node: &Node, path: &str) -> Result<Vec<IndexedFile>, Refusals> {
     let site = Site::of_source(path.trim_start_matches('/'));
-    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let slash = path.bytes().rposition(|byte| byte == b'/').unwrap_or(0);
+    let folder = path.get(..slash).unwrap_or_default();
     let mut refusals = Refusals::default();
     let mut files = Vec::new();
     if let Some(mut fields) = Fields::open(node, "", &["files"], &site, &mut refusals) {

@@ -134,7 +134,8 @@ impl Param {
             "query" if is_param_name(name) => Some(Self::Query(name.to_string())),
             "cookie" if is_param_name(name) => Some(Self::Cookie(name.to_string())),
             "path_segment" => {
-                let number = name.parse().ok().filter(|number| (1..=1_000).contains(number))?;
+                let number =
+                    decimal::whole_number(name).filter(|number| (1..=1_000).contains(number))?;
                 Some(Self::PathSegment(number))
             }
             _ => None,
@@ -206,7 +207,7 @@ impl ParamValue {
         match (self, item) {
             (Self::Bytes(bytes), ItemValue::String(wanted)) => bytes == wanted.as_bytes(),
             (Self::Bytes(_), ItemValue::Int(wanted)) => {
-                text().and_then(|text| text.parse::<i64>().ok()) == Some(*wanted)
+                text().and_then(decimal::whole_number) == Some(*wanted)
             }
             (Self::Bytes(_), ItemValue::Bool(wanted)) => {
                 text().and_then(|text| text.parse::<bool>().ok()) == Some(*wanted)

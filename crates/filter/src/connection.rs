@@ -91,7 +91,7 @@ impl Vm {
             self.wake(root, id, true);
         }
         if let Err(error) = replace_upstream_data(&text) {
-            log::error!("Envoy refused to replace an upstream's data: {error:?}");
+            reply::complain("to replace an upstream's data", error);
         }
     }
 }
@@ -115,13 +115,11 @@ fn refuse(blocked: &Blocked, config: &FilterConfig, name: &[u8], id: u32) -> Pha
     if let Some(cluster) = &config.reply_cluster {
         match route_connection(cluster) {
             Ok(()) => return Phase::Refused(text),
-            Err(error) => {
-                log::error!("Envoy refused to route a connection to {cluster}: {error:?}");
-            }
+            Err(error) => reply::complain("to route a refused connection", error),
         }
     }
     if let Err(error) = close_connection(id, id) {
-        log::error!("Envoy refused to close a connection: {error:?}");
+        reply::complain("to close a connection", error);
     }
     Phase::Closing
 }

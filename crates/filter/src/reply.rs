@@ -4,7 +4,7 @@ use sentinel_core::{
     block::{Refused, Reply, is_grpc, push_json_string},
     rule::Rule,
 };
-use sentinel_engine::worker::Blocked;
+use sentinel_engine::{host::HostError, worker::Blocked};
 use sentinel_envoy::stream::{LocalReply, request_header, set_filter_state};
 
 /// Answers the request, and leaves word for the access log. `expose_rule`: whether the client sees the
@@ -31,7 +31,7 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool) {
         grpc_status: block_type.grpc_status(),
     };
     if let Err(error) = reply.send() {
-        log::error!("Envoy refused to send a reply: {error:?}");
+        complain("to send a reply", error);
     }
 }
 
@@ -65,8 +65,18 @@ pub(crate) fn send_json(status: u16, body: &str) {
         grpc_status: 0,
     };
     if let Err(error) = reply.send() {
-        log::error!("Envoy refused to send a reply: {error:?}");
+        complain("to send a reply", error);
     }
+}
+
+/// Says in the log what Envoy refused to do.
+pub(crate) fn complain(what: &str, error: HostError) {
+    // Not as `Debug` has it, which would bring all that pretty printing needs.
+    let status = match error {
+        HostError::NotFound => 1,
+        HostError::Status(status) => status,
+    };
+    log::error!("Envoy refused {what} (status {status})");
 }
 
 /// Resource, block type and rule as JSON, for `%FILTER_STATE(wasm.sentinel:PLAIN)%`.

@@ -3,6 +3,7 @@
 
 use sentinel_core::{
     config::{FilterConfig, Origin},
+    decimal::whole_number,
     param::{Param, ParamValue, Request, address_without_port, cookie, path_segment, query_param},
     resource::{RequestParts, ResourceFrom},
 };
@@ -101,7 +102,7 @@ fn client_ip() -> Option<Vec<u8>> {
 /// of Envoy's own, such as 503 or 504, is a response.
 pub(crate) fn outcome() -> Outcome {
     let number =
-        |bytes: Vec<u8>| -> Option<u16> { core::str::from_utf8(&bytes).ok()?.parse().ok() };
+        |bytes: Vec<u8>| -> Option<u16> { whole_number(core::str::from_utf8(&bytes).ok()?) };
     let grpc = response_trailer("grpc-status").or_else(|| response_header("grpc-status"));
     Outcome {
         http_status: response_header(":status").and_then(number),

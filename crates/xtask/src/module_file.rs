@@ -191,7 +191,7 @@ fn compiled_bytes(bytes: &[u8]) -> u64 {
 }
 
 /// Envoy compiles about 1.6 KB a millisecond.
-const BYTES_MAX: u64 = 310_000;
+const BYTES_MAX: u64 = 300_000;
 const STATS_UPDATE: &str = "envoy_on_stats_update";
 
 /// Of each line one is enough.

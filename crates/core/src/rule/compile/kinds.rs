@@ -10,6 +10,7 @@ use alloc::{
 };
 
 use crate::{
+    decimal::whole_number,
     ledger::breaker::PROBES_MAX,
     network::Network,
     rule::{
@@ -375,11 +376,11 @@ fn error_statuses(fields: &mut Fields<'_, '_>) -> Option<Vec<(u16, u16)>> {
 
 fn status_range(text: &str) -> Option<(u16, u16)> {
     if let Some(class) = text.strip_suffix("xx") {
-        let from = class.parse::<u16>().ok()?.checked_mul(100)?;
+        let from = whole_number::<u16>(class)?.checked_mul(100)?;
         return Some((from, from.checked_add(99)?));
     }
     let (from, to) = text.split_once('-').unwrap_or((text, text));
-    Some((from.trim().parse().ok()?, to.trim().parse().ok()?))
+    Some((whole_number(from.trim())?, whole_number(to.trim())?))
 }
 
 /// The same as a regular expression, but for the order of the two.
