@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::codec::{self, DecodeError, VALUE_BYTES_MAX};
 
 /// The layout of this build.
-pub const LAYOUT: u8 = 3;
+pub const LAYOUT: u8 = 4;
 
 /// What holds for the set as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

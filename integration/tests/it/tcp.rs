@@ -1,11 +1,15 @@
 //! TCP: a connection is one entry, from its beginning to its end, over all workers.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use sentinel_integration::bootstrap::Configuration;
 use sentinel_integration::clock;
-use sentinel_integration::tcp::{Heard, Manner, TcpClient, TcpListenerPart, TcpUpstream};
+use sentinel_integration::envoy::reserved_port;
+use sentinel_integration::stats::Stats;
+use sentinel_integration::tcp::{self, Heard, Manner, TcpClient, TcpListenerPart, TcpUpstream};
 
 use crate::world::{self, Setup, World, yaml};
 
@@ -530,4 +534,131 @@ fn http_and_tcp_share_a_limit_in_one_vm() {
     drop(held);
     world.when("room for a request", || (status("shared") == 200).then_some(()));
     world.assert_nothing_trapped();
+}
+
+/// Redis as users have it: what `envoy/redis.yaml` is for.
+#[test]
+fn redis_is_unharmed_and_its_connections_are_limited() {
+    let directory = tempfile::tempdir().unwrap();
+    let (reserved, port) = reserved_port().unwrap();
+    drop(reserved);
+    let _redis = Redis::start(port, directory.path());
+    let shipped = tcp::shipped().unwrap();
+    let place = "/bootstrap_extensions/0/typed_config/config/configuration/value";
+    let service = shipped.pointer(place).unwrap().as_str().unwrap().to_owned();
+    let redis = shipped["static_resources"]["listeners"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|listener| listener["name"] == "redis")
+        .unwrap();
+    let place = "/filter_chains/0/filters/0/typed_config/config/configuration/value";
+    let part = TcpListenerPart {
+        name: "redis".to_owned(),
+        filter: redis.pointer(place).unwrap().clone(),
+        upstream: ([127, 0, 0, 1], port).into(),
+    };
+    let world = Setup::new().service(Some(Configuration::Text(service))).tcp(vec![part]).start();
+    let server = world.envoy.listener("redis").unwrap();
+
+    // Commands go through as they are, over four workers. Before its next command the benchmark connects anew, while its
+    // last connections may still be ending: twice as many must fit under the limits.
+    let said = benchmark(
+        server,
+        &["-c", "25", "-n", "20000", "-P", "4", "-t", "set,get,lpush,lrange_100"],
+    );
+    assert!(
+        !said.to_lowercase().contains("error") && said.contains("SET") && said.contains("LRANGE"),
+        "{said}"
+    );
+    let ended = |stats: &Stats| {
+        stats.resource("tcp:redis", "in_flight") == 0
+            && stats.resource("tcp:redis", "pass_total") > 0
+            && stats.resource("tcp:redis", "pass_total")
+                == stats.resource("tcp:redis", "complete_total")
+    };
+    let stats = world.stats_when("all connections to have ended", ended);
+    assert_eq!(stats.resource("tcp:redis", "block_total"), 0, "{world:?}");
+    // What Envoy itself has counted between it and the clients.
+    for (ours, envoys) in [
+        ("bytes_up_total", "tcp.redis.downstream_cx_rx_bytes_total"),
+        ("bytes_down_total", "tcp.redis.downstream_cx_tx_bytes_total"),
+    ] {
+        assert_eq!(Some(stats.resource("tcp:redis", ours)), stats.value(envoys), "{ours}");
+        assert!(stats.resource("tcp:redis", ours) > 1_000_000, "{ours}");
+    }
+
+    // 60 for one address, 64 for all: exactly so many, and the others are told in Redis's own words.
+    let mut held = Vec::new();
+    for (last, wanted, told) in [
+        (1, 60, "-ERR max number of connections of your address reached\r\n"),
+        (2, 4, "-ERR max number of clients reached\r\n"),
+    ] {
+        let connect = || TcpClient::connect_from(Ipv4Addr::new(127, 0, 0, last), server).unwrap();
+        for _ in 0..wanted {
+            let mut client = connect();
+            client.send(b"PING\r\n");
+            assert_eq!(client.hear().text(), "+PONG\r\n", "{world:?}");
+            held.push(client);
+        }
+        for _ in 0..20 {
+            let mut client = connect();
+            client.send(b"PING\r\n");
+            assert_eq!(client.hear().text(), told);
+        }
+    }
+    let stats =
+        world.stats_when("what is held", |stats| stats.resource("tcp:redis", "in_flight") == 64);
+    assert_eq!(stats.resource("tcp:redis", "block_total"), 40);
+    assert_eq!(stats.value("cluster.redis.upstream_cx_active"), Some(64));
+    for client in &mut held {
+        client.send(b"PING\r\n");
+        assert_eq!(client.hear().text(), "+PONG\r\n");
+    }
+    drop(held);
+    world.stats_when("all connections to have ended", ended);
+    world.assert_nothing_trapped();
+}
+
+/// A Redis of Debian's, which `cargo xtask test` installs. Killed when dropped.
+struct Redis(Child);
+
+impl Redis {
+    fn start(port: u16, directory: &Path) -> Self {
+        let redis = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--appendonly", "no", "--daemonize", "no"])
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("redis-server: {error}: run `cargo xtask test`, which installs it")
+            });
+        let redis = Self(redis);
+        clock::wait_for("Redis", Duration::from_secs(10), || {
+            Ok(TcpClient::connect(([127, 0, 0, 1], port).into()).ok())
+        })
+        .unwrap();
+        redis
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // Either may fail only because it has ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn benchmark(server: SocketAddr, arguments: &[&str]) -> String {
+    let ran = Command::new("redis-benchmark")
+        .args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "-q"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
+    assert!(ran.status.success(), "{said}");
+    said
 }
