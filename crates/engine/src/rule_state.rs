@@ -182,13 +182,10 @@ impl RuleState {
             | Rule::Isolation(_)
             | Rule::CircuitBreaker(_) => (Overflow::Share, None),
         };
-        let networks = match &entry.rule {
-            Rule::Authority(rule) => {
-                let parsed = rule.origins.iter().filter_map(|origin| Network::parse(origin));
-                parsed.filter_map(Result::ok).collect()
-            }
-            _ => Vec::new(),
-        };
+        let mut networks = Vec::new();
+        if let Rule::Authority(rule) = &entry.rule {
+            networks.extend(rule.origins.iter().filter_map(|origin| Network::parse(origin)?.ok()));
+        }
         let stamp = Stamp {
             generation: entry.generation,
             version: header.version,
