@@ -293,6 +293,8 @@ pub struct TcpListenerPart {
     pub filter: Value,
     /// The upstream.
     pub upstream: SocketAddr,
+    /// Whether it looks for the server's name that TLS clients ask for.
+    pub finds_sni: bool,
 }
 
 /// Adds listeners of TCP to a configuration that is otherwise that of `envoy/envoy.yaml`, and the place of the reply where
@@ -323,6 +325,15 @@ pub fn add(root: &mut Value, parts: &[TcpListenerPart], reply_port: Option<u16>)
         *at(&mut listener, &format!("{plugin}/configuration/value"))? = part.filter.clone();
         *at(&mut listener, &format!("{filters}/1/typed_config/cluster"))? = json!(part.name);
         *at(&mut listener, &format!("{filters}/1/typed_config/access_log"))? = json!([]);
+        if part.finds_sni
+            && let Some(fields) = listener.as_object_mut()
+        {
+            let inspector = json!({
+                "name": "envoy.filters.listener.tls_inspector",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"},
+            });
+            fields.insert("listener_filters".to_owned(), json!([inspector]));
+        }
         listeners.push(listener);
         let mut cluster = named(&mut shipped, "clusters", "redis")?.take();
         *at(&mut cluster, "/name")? = json!(part.name);

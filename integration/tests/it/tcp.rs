@@ -35,7 +35,12 @@ fn start_on(envoy: PathBuf, rules: &[(&str, &str)], filter: &str) -> Tcp {
     if filter.get("resource").is_none() {
         filter["resource"] = yaml("{name: 'tcp:db'}");
     }
-    let part = TcpListenerPart { name: "db".to_owned(), filter, upstream: upstream.address() };
+    let part = TcpListenerPart {
+        name: "db".to_owned(),
+        filter,
+        upstream: upstream.address(),
+        finds_sni: rules.iter().any(|(_, rule)| rule.contains("sni")),
+    };
     let world = setup.tcp(vec![part]).start();
     let server = world.envoy.listener("db").unwrap();
     Tcp { world, upstream, server }
@@ -238,6 +243,44 @@ fn a_filter_chain_is_a_value_like_any_other() {
     // The chain of envoy/redis.yaml is called redis, which has none.
     assert!(!tcp.connect().is_admitted());
     assert_eq!(tcp.upstream.accepted(), 0);
+}
+
+#[test]
+fn each_name_that_tls_clients_ask_for_has_its_own_number_of_connections() {
+    let tcp = start(
+        &[(
+            "HotspotRules",
+            "{id: of-name, resource: 'tcp:db', metricType: Concurrency, paramKey: sni, threshold: 1, specificItems: [{valKind: KindString, valStr: a.example, threshold: 2}]}",
+        )],
+        "{}",
+    );
+    let mut held = Vec::new();
+    for (name, most) in [("a.example", 2), ("b.example", 1)] {
+        for nth in 0..5 {
+            let hello = client_hello(name);
+            let mut client = tcp.connect();
+            client.send(&hello);
+            let expected = if nth < most { Heard::Bytes(hello) } else { Heard::End };
+            assert_eq!(client.hear(), expected, "{name}, {nth}; {:?}", tcp.world);
+            held.push(client);
+        }
+    }
+    drop(held);
+    tcp.assert_all_ended();
+}
+
+/// What a TLS client says first (RFC 8446, 4.1.2): only what it must, and the server's name (RFC 6066, 3).
+fn client_hello(name: &str) -> Vec<u8> {
+    let sized = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat();
+    let names = sized(&[&[0], &*sized(name.as_bytes())].concat());
+    let extensions = sized(&[&[0, 0], &*sized(&names)].concat());
+    // Version 1.2, random, no session, one cipher, no compression.
+    let mut body = vec![3, 3];
+    body.extend_from_slice(&[7; 32]);
+    body.extend_from_slice(&[0, 0, 2, 0xc0, 0x2f, 1, 0]);
+    body.extend_from_slice(&extensions);
+    let message = [&[1, 0], &*sized(&body)].concat();
+    [&[0x16, 3, 1], &*sized(&message)].concat()
 }
 
 #[test]
@@ -519,6 +562,7 @@ fn http_and_tcp_share_a_limit_in_one_vm() {
         name: "db".to_owned(),
         filter: yaml("{resource: {name: shared}, replyCluster: sentinel_reply}"),
         upstream: upstream.address(),
+        finds_sni: false,
     };
     let world = Setup::new()
         .filter("{resource: {from: {header: x-name}}}")
@@ -557,6 +601,7 @@ fn redis_is_unharmed_and_its_connections_are_limited() {
         name: "redis".to_owned(),
         filter: redis.pointer(place).unwrap().clone(),
         upstream: ([127, 0, 0, 1], port).into(),
+        finds_sni: false,
     };
     let world = Setup::new().service(Some(Configuration::Text(service))).tcp(vec![part]).start();
     let server = world.envoy.listener("redis").unwrap();
