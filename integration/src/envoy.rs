@@ -317,7 +317,11 @@ fn reserve_files_port(root: &mut Value) -> Result<Option<TcpSocket>> {
 
 /// A loopback port that nobody else gets while the socket lives, but that Envoy can listen on: on Linux two sockets may
 /// be bound to one port if both say so (`SO_REUSEADDR`) and at most one listens.
-fn reserved_port() -> Result<(TcpSocket, u16)> {
+///
+/// # Errors
+///
+/// When the system has none.
+pub fn reserved_port() -> Result<(TcpSocket, u16)> {
     let reserve = || -> std::io::Result<(TcpSocket, u16)> {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;

@@ -26,6 +26,7 @@ pub mod rule_server;
 pub mod rules;
 pub mod rules_bench;
 pub mod stats;
+pub mod tcp;
 pub mod up;
 pub mod upstream;
 pub mod windows;

@@ -162,6 +162,8 @@ pub(crate) fn param(pick: &ParamPick) -> String {
         (Some(Param::Header(name)), _) => format!("header:{name}"),
         (Some(Param::Query(name)), _) => format!("query:{name}"),
         (Some(Param::Cookie(name)), _) => format!("cookie:{name}"),
+        (Some(Param::Sni), _) => "sni".to_owned(),
+        (Some(Param::FilterChain), _) => "filter_chain".to_owned(),
         (Some(Param::ClientIp), _) => "client_ip".to_owned(),
         (Some(Param::PathSegment(number)), _) => format!("path_segment:{number}"),
         (Some(Param::Attachment(name)), _) => format!("attachment {name}"),

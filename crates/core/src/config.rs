@@ -129,6 +129,10 @@ pub struct SourceConfig {
 pub struct FilterConfig {
     /// How a request is named.
     pub resource: ResourceConfig,
+    /// What a TCP connection is called; `None`: `tcp:<port of the listener>`.
+    pub connection_name: Option<String>,
+    /// Where a refused TCP client gets its answer; `None`: it is closed.
+    pub reply_cluster: Option<String>,
     /// Who calls, for rules that ask; `None`: nobody knows.
     pub origin: Option<Origin>,
     /// What a rule's `paramIndex` counts.
@@ -476,10 +480,12 @@ impl FilterConfig {
         };
         if let Some(mut resource) = fields.inside("resource", RESOURCE_FIELDS) {
             config.resource = resource_config(&mut resource);
+            config.connection_name =
+                some_name(&mut resource, "name", "a resource's name, such as tcp:mysql");
         }
         config.origin = origin(&mut fields);
         config.args = args(&mut fields);
-        fields.not_run("replyCluster");
+        config.reply_cluster = some_name(&mut fields, "replyCluster", "a cluster's name");
         let documents = fields.documents("rules");
         config.carries_rules = !documents.is_empty();
         config.expose_rule = fields.flag("exposeRule").unwrap_or(true);
@@ -507,6 +513,8 @@ impl Default for FilterConfig {
     fn default() -> Self {
         Self {
             resource: ResourceConfig::default(),
+            connection_name: None,
+            reply_cluster: None,
             origin: None,
             args: Vec::new(),
             expose_rule: true,
@@ -615,7 +623,8 @@ pub const INDEX_FILES_MAX: usize = 256;
 /// Reads an index of rule files, a map with the one field `files`; `path` is its own.
 pub fn index_files(node: &Node, path: &str) -> Result<Vec<IndexedFile>, Refusals> {
     let site = Site::of_source(path.trim_start_matches('/'));
-    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let slash = path.bytes().rposition(|byte| byte == b'/').unwrap_or(0);
+    let folder = path.get(..slash).unwrap_or_default();
     let mut refusals = Refusals::default();
     let mut files = Vec::new();
     if let Some(mut fields) = Fields::open(node, "", &["files"], &site, &mut refusals) {
@@ -705,6 +714,19 @@ fn console_path(fields: &mut Fields<'_, '_>) -> Option<String> {
     Some(path.to_string())
 }
 
+/// A name that may be left out, but not empty.
+fn some_name(fields: &mut Fields<'_, '_>, field: &str, what: &str) -> Option<String> {
+    let name = fields.text_of(field, || Shape::Text {
+        least: 1,
+        most: usize::try_from(NAME_BYTES_LIMIT).unwrap_or(usize::MAX),
+        pattern: "",
+    })?;
+    if name.is_empty() || name.len() > usize::try_from(NAME_BYTES_LIMIT).unwrap_or(usize::MAX) {
+        fields.mismatch(field, what);
+    }
+    Some(name.to_string())
+}
+
 fn resource_config(fields: &mut Fields<'_, '_>) -> ResourceConfig {
     let from = resource_from(fields).unwrap_or_default();
     let mut templates = Vec::new();
@@ -729,7 +751,6 @@ fn resource_config(fields: &mut Fields<'_, '_>) -> ResourceConfig {
         let allowed = "left out, unless `from` is method_path or path".to_string();
         fields.refuse("templates", Reason::Mismatch { found, allowed });
     }
-    fields.not_run("name");
     ResourceConfig::new(from, templates)
 }
 

@@ -7,6 +7,28 @@
 use alloc::{string::String, vec, vec::Vec};
 use core::{cmp::Ordering, fmt::Write as _};
 
+/// A whole number that fits into `T`. The one way to read any: what the standard library makes of each type is some 400
+/// bytes in a module.
+pub fn whole_number<T: TryFrom<i64>>(text: &str) -> Option<T> {
+    T::try_from(whole_in_radix(text, 10)?).ok()
+}
+
+/// A whole number, with or without a sign, as the standard library reads it.
+pub fn whole_in_radix(text: &str, radix: u32) -> Option<i64> {
+    let (negative, digits) = match text.as_bytes() {
+        [b'-', rest @ ..] => (true, rest),
+        [b'+', rest @ ..] => (false, rest),
+        all => (false, all),
+    };
+    // Counted below zero, where there is one more number.
+    let below = digits.iter().try_fold(0_i64, |number, byte| {
+        let digit = char::from(*byte).to_digit(radix)?;
+        number.checked_mul(i64::from(radix))?.checked_sub(i64::from(digit))
+    });
+    let below = below.filter(|_| !digits.is_empty())?;
+    if negative { Some(below) } else { below.checked_neg() }
+}
+
 /// The number that `text` is: digits, at most one point, and an exponent, as in `-0.25`, `7`, `.5` or `1e-3`. One that
 /// has no double is the nearest that there is; one too large for all of them is infinite.
 ///
@@ -498,6 +520,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whole_numbers_are_read_as_std_reads_them(text in "[-+]?[0-9a-f]{0,20}", number: i64) {
+            for text in [text, number.to_string(), format!("{number}0"), i64::MIN.to_string()] {
+                for radix in [8, 10, 16] {
+                    prop_assert_eq!(whole_in_radix(&text, radix), i64::from_str_radix(&text, radix).ok(), "{}", text);
+                }
+                prop_assert_eq!(whole_number::<u16>(&text), text.parse::<i64>().ok().and_then(|n| n.try_into().ok()));
+            }
+        }
+
         #[test]
         fn any_digits_are_read_as_the_standard_library_reads_them(text in "[-+]?[0-9]{0,30}\\.?[0-9]{0,30}(e[-+]?[0-9]{1,3})?") {
             let ours = parse(&text).map(f64::to_bits);

@@ -20,6 +20,7 @@ pub mod decimal;
 pub mod lease;
 pub mod ledger;
 pub mod message;
+pub mod network;
 pub mod order;
 pub mod param;
 pub mod pattern;

@@ -32,6 +32,10 @@ pub enum Param {
     /// What sentinel-golang calls an attachment: a request in Envoy has none, so that the rule's `paramIndex`
     /// counts.
     Attachment(String),
+    /// The server's name that a TLS client asks for, as Envoy's listener has found it.
+    Sni,
+    /// The name of Envoy's filter chain.
+    FilterChain,
 }
 
 /// Which values of a parameter a gateway rule counts.
@@ -111,16 +115,18 @@ impl Request for Anonymous {
 
 impl Param {
     /// The forms in which a parameter can be named, for errors.
-    pub const FORMS: &'static str =
-        "header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip";
+    pub const FORMS: &'static str = "header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1>, client_ip, sni or filter_chain";
 
     /// One of the forms as a regular expression.
-    pub const PATTERN: &'static str = r"^(client_ip|header:[A-Za-z0-9_.!#$%&'*+^`|~-]{1,256}|(query|cookie):[^\n]{1,256}|path_segment:\+?0*([1-9][0-9]{0,2}|1000))$";
+    pub const PATTERN: &'static str = r"^(client_ip|sni|filter_chain|header:[A-Za-z0-9_.!#$%&'*+^`|~-]{1,256}|(query|cookie):[^\n]{1,256}|path_segment:\+?0*([1-9][0-9]{0,2}|1000))$";
 
-    /// `header:x-user`, `query:user`, `cookie:sid`, `client_ip`, `path_segment:2`.
+    /// `header:x-user`, `query:user`, `cookie:sid`, `client_ip`, `path_segment:2`, `sni`, `filter_chain`.
     pub fn parse(text: &str) -> Option<Self> {
-        if text == "client_ip" {
-            return Some(Self::ClientIp);
+        match text {
+            "client_ip" => return Some(Self::ClientIp),
+            "sni" => return Some(Self::Sni),
+            "filter_chain" => return Some(Self::FilterChain),
+            _ => {}
         }
         let (what, name) = text.split_once(':')?;
         match what {
@@ -128,7 +134,8 @@ impl Param {
             "query" if is_param_name(name) => Some(Self::Query(name.to_string())),
             "cookie" if is_param_name(name) => Some(Self::Cookie(name.to_string())),
             "path_segment" => {
-                let number = name.parse().ok().filter(|number| (1..=1_000).contains(number))?;
+                let number =
+                    decimal::whole_number(name).filter(|number| (1..=1_000).contains(number))?;
                 Some(Self::PathSegment(number))
             }
             _ => None,
@@ -200,7 +207,7 @@ impl ParamValue {
         match (self, item) {
             (Self::Bytes(bytes), ItemValue::String(wanted)) => bytes == wanted.as_bytes(),
             (Self::Bytes(_), ItemValue::Int(wanted)) => {
-                text().and_then(|text| text.parse::<i64>().ok()) == Some(*wanted)
+                text().and_then(decimal::whole_number) == Some(*wanted)
             }
             (Self::Bytes(_), ItemValue::Bool(wanted)) => {
                 text().and_then(|text| text.parse::<bool>().ok()) == Some(*wanted)

@@ -22,8 +22,8 @@ use crate::{
 /// The node of everything that has no name of its own.
 pub(crate) const OTHER_NODE: u32 = 0;
 
-/// Statistics that one resource takes up: three counters, one histogram, six gauges.
-pub(crate) const SERIES_PER_RESOURCE: u32 = 10;
+/// Statistics that one resource takes up: five counters, one histogram, six gauges.
+pub(crate) const SERIES_PER_RESOURCE: u32 = 12;
 
 /// Statistics that one rule takes up: its refusals, its threshold, and a breaker's state.
 pub(crate) const SERIES_PER_RULE: u32 = 3;
@@ -84,6 +84,8 @@ struct Series {
     complete: Total,
     error: Total,
     rt: Metric,
+    /// Up and down, of TCP.
+    bytes: [Metric; 2],
 }
 
 impl Nodes {
@@ -231,6 +233,30 @@ impl Nodes {
         });
         if let Some(histogram) = histogram {
             meter.record(histogram, rt_ms);
+        }
+    }
+
+    /// Counts what a connection has carried, up and down, once more for the whole proxy.
+    pub(crate) fn count_bytes<M: Meter>(&mut self, meter: &mut M, index: u32, bytes: [u64; 2]) {
+        const NAMES: [&str; 2] = ["bytes_up_total", "bytes_down_total"];
+
+        let index =
+            if self.node(index).is_some_and(|node| node.has_series) { index } else { OTHER_NODE };
+        let Self { nodes, proxy, .. } = self;
+        let Some(node) = usize::try_from(index).ok().and_then(|index| nodes.get_mut(index)) else {
+            return;
+        };
+        let series = [(Some(&*node.name), &mut node.series), (None, proxy)];
+        for (resource, series) in series {
+            for ((what, new), metric) in NAMES.into_iter().zip(bytes).zip(&mut series.bytes) {
+                let id = metric.id(meter, MetricKind::Counter, |text| match resource {
+                    Some(resource) => of_resource(resource, what, text),
+                    None => text.push_str(what),
+                });
+                if let Some(id) = id {
+                    meter.add(id, new);
+                }
+            }
         }
     }
 

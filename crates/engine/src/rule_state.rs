@@ -12,6 +12,7 @@ use sentinel_core::{
         pace::{PaceKind, PaceTerms},
         rate::{RateTerms, Tokens},
     },
+    network::Network,
     param::MatchStrategy,
     pattern::Pattern,
     rule::{
@@ -49,6 +50,8 @@ pub(crate) struct RuleState {
     pub(crate) decision: Option<u64>,
     /// Callers that other rules of the resource name.
     pub(crate) others: Vec<String>,
+    /// Networks whose addresses an authority rule lists.
+    pub(crate) networks: Vec<Network>,
     /// The pattern that a value must match.
     pub(crate) pattern: Option<Pattern>,
     /// The ledger as it was at the last refusal: only when it has moved can others be asked to give back.
@@ -179,6 +182,10 @@ impl RuleState {
             | Rule::Isolation(_)
             | Rule::CircuitBreaker(_) => (Overflow::Share, None),
         };
+        let mut networks = Vec::new();
+        if let Rule::Authority(rule) = &entry.rule {
+            networks.extend(rule.origins.iter().filter_map(|origin| Network::parse(origin)?.ok()));
+        }
         let stamp = Stamp {
             generation: entry.generation,
             version: header.version,
@@ -191,6 +198,7 @@ impl RuleState {
             hold,
             decision: None,
             others: Vec::new(),
+            networks,
             pattern,
             rule: Rc::new(entry.rule),
             refused_at: None,

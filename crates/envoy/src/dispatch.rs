@@ -35,6 +35,21 @@ pub trait Shell {
         DataFlow::Continue
     }
 
+    /// A client has connected: `stream` is the connection, and no upstream has been asked yet.
+    fn new_connection(_stream: u32) -> Flow {
+        Flow::Continue
+    }
+
+    /// The client of the connection `stream` has sent something, or has nothing more to say.
+    fn downstream_data(_stream: u32) -> Flow {
+        Flow::Continue
+    }
+
+    /// The upstream of the connection `stream` has sent something, or has nothing more to say.
+    fn upstream_data(_stream: u32) -> Flow {
+        Flow::Continue
+    }
+
     /// `stream` has ended, however it did: the one callback that always fires, and once.
     fn log(_stream: u32) {}
 
@@ -117,6 +132,21 @@ macro_rules! entry_points {
             #[unsafe(export_name = "proxy_on_request_body")]
             extern "C" fn on_request_body(stream: u32, size: usize, _end: u32) -> u32 {
                 <$shell as Shell>::request_body(stream, size) as u32
+            }
+
+            #[unsafe(export_name = "proxy_on_new_connection")]
+            extern "C" fn on_new_connection(stream: u32) -> u32 {
+                <$shell as Shell>::new_connection(stream) as u32
+            }
+
+            #[unsafe(export_name = "proxy_on_downstream_data")]
+            extern "C" fn on_downstream_data(stream: u32, _size: usize, _end: u32) -> u32 {
+                <$shell as Shell>::downstream_data(stream) as u32
+            }
+
+            #[unsafe(export_name = "proxy_on_upstream_data")]
+            extern "C" fn on_upstream_data(stream: u32, _size: usize, _end: u32) -> u32 {
+                <$shell as Shell>::upstream_data(stream) as u32
             }
 
             #[unsafe(export_name = "proxy_on_log")]

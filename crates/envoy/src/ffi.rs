@@ -87,6 +87,22 @@ unsafe extern "C" {
     fn proxy_set_tick_period_milliseconds(period: u32) -> Status;
     fn proxy_set_effective_context(context: u32) -> Status;
     fn proxy_continue_stream(stream: u32) -> Status;
+    fn proxy_close_stream(stream: u32) -> Status;
+    fn proxy_set_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        replaced: usize,
+        value: *const u8,
+        size: usize,
+    ) -> Status;
+    fn proxy_call_foreign_function(
+        name: *const u8,
+        name_size: usize,
+        argument: *const u8,
+        argument_size: usize,
+        value: *mut *mut u8,
+        size: *mut usize,
+    ) -> Status;
     fn proxy_log(level: u32, message: *const u8, size: usize) -> Status;
     fn proxy_http_call(
         cluster: *const u8,
@@ -260,6 +276,45 @@ pub(crate) fn continue_request() -> Result<(), HostError> {
     // SAFETY: a number only.
     ok(unsafe { proxy_continue_stream(REQUEST) })
 }
+
+/// Lets the connection of the effective context go on to the next filter.
+pub(crate) fn continue_downstream() -> Result<(), HostError> {
+    // SAFETY: a number only.
+    ok(unsafe { proxy_continue_stream(DOWNSTREAM) })
+}
+
+/// Closes the client's side of the connection of the effective context, once what was written to it is out.
+pub(crate) fn close_downstream() -> Result<(), HostError> {
+    // SAFETY: a number only.
+    ok(unsafe { proxy_close_stream(DOWNSTREAM) })
+}
+
+/// Replaces the whole of a buffer, in the callback that it belongs to.
+pub(crate) fn replace_buffer(buffer: u32, value: &[u8]) -> Result<(), HostError> {
+    // SAFETY: the pointer is to a live slice of the length given.
+    ok(unsafe { proxy_set_buffer_bytes(buffer, 0, usize::MAX, value.as_ptr(), value.len()) })
+}
+
+/// Calls a function that Envoy has besides those of proxy-wasm.
+pub(crate) fn call_foreign(name: &str, argument: &[u8]) -> Result<(), HostError> {
+    let (mut data, mut size) = (null_mut(), 0);
+    // SAFETY: the pointers are to live slices of the lengths given and to live locals.
+    ok(unsafe {
+        proxy_call_foreign_function(
+            name.as_ptr(),
+            name.len(),
+            argument.as_ptr(),
+            argument.len(),
+            &raw mut data,
+            &raw mut size,
+        )
+    })?;
+    drop(owned(data, size));
+    Ok(())
+}
+
+/// The client's side of a connection.
+const DOWNSTREAM: u32 = 2;
 
 /// Writes a line into Envoy's log.
 pub(crate) fn log(level: u32, message: &str) {

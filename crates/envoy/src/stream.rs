@@ -111,6 +111,71 @@ pub fn resume_request(stream: u32, current: u32) -> Result<(), HostError> {
     resumed
 }
 
+/// Lets the paused connection `stream` go on, in a callback of the context `current`.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses: there is no such connection any more.
+pub fn resume_connection(stream: u32, current: u32) -> Result<(), HostError> {
+    ffi::set_effective_context(stream)?;
+    let resumed = ffi::continue_downstream();
+    ffi::set_effective_context(current)?;
+    resumed
+}
+
+/// Closes the connection `stream` towards its client, in a callback of the context `current`.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses: there is no such connection any more.
+pub fn close_connection(stream: u32, current: u32) -> Result<(), HostError> {
+    if stream == current {
+        return ffi::close_downstream();
+    }
+    ffi::set_effective_context(stream)?;
+    let closed = ffi::close_downstream();
+    ffi::set_effective_context(current)?;
+    closed
+}
+
+/// Replaces what the upstream has sent, in the callback that tells of it.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses.
+pub fn replace_upstream_data(value: &[u8]) -> Result<(), HostError> {
+    const UPSTREAM_DATA: u32 = 3;
+    ffi::replace_buffer(UPSTREAM_DATA, value)
+}
+
+/// Lets the TCP proxy take the current connection to `cluster` instead of the one in its own configuration. Only before
+/// it has begun to.
+///
+/// # Errors
+///
+/// Envoy's status where it refuses.
+pub fn route_connection(cluster: &str) -> Result<(), HostError> {
+    // SetEnvoyFilterStateArguments: path, value, and the span DownstreamConnection, which is 2.
+    let mut argument = Vec::new();
+    for (tag, text) in [(0x0a, "envoy.tcp_proxy.cluster"), (0x12, cluster)] {
+        argument.push(tag);
+        let mut size = text.len();
+        while size > 0x7f {
+            argument.push(size.to_le_bytes()[0] | 0x80);
+            size >>= 7;
+        }
+        argument.push(size.to_le_bytes()[0]);
+        argument.extend_from_slice(text.as_bytes());
+    }
+    argument.extend_from_slice(&[0x18, 2]);
+    ffi::call_foreign("set_envoy_filter_state", &argument)
+}
+
+/// A property that is a whole number.
+pub fn number(path: &str) -> Option<u64> {
+    property(path)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+}
+
 /// Asks `cluster` for `path`, with these headers besides those that make a GET. The answer is a callback of the current
 /// context that names the number given here, within `timeout_ms`.
 ///

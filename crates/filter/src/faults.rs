@@ -59,7 +59,7 @@ fn answer(asked: &str) {
         grpc_status: 0,
     };
     if let Err(error) = reply.send() {
-        log::error!("Envoy refused to send a reply: {error:?}");
+        crate::reply::complain("to send a reply", error);
     }
 }
 

@@ -4,6 +4,7 @@
 //! into a pause, and tells the worker of the request's end. No decision is taken here.
 
 mod chain;
+mod connection;
 #[cfg(feature = "faults")]
 mod faults;
 mod listener;
@@ -58,6 +59,19 @@ impl Shell for Filter {
     fn request_body(stream: u32, size: usize) -> sentinel_envoy::dispatch::DataFlow {
         vm::with(|vm| vm.enter_messages(stream, size))
             .unwrap_or(sentinel_envoy::dispatch::DataFlow::Continue)
+    }
+
+    fn new_connection(stream: u32) -> Flow {
+        vm::with(|vm| vm.accept(stream)).unwrap_or(Flow::Continue)
+    }
+
+    fn downstream_data(stream: u32) -> Flow {
+        vm::with(|vm| vm.hold_back(stream)).unwrap_or(Flow::Continue)
+    }
+
+    fn upstream_data(stream: u32) -> Flow {
+        vm::with(|vm| vm.replace(stream));
+        Flow::Continue
     }
 
     fn log(stream: u32) {

@@ -4,13 +4,14 @@ use sentinel_core::{
     block::{Refused, Reply, push_json_string},
     rule::Rule,
 };
-use sentinel_engine::worker::Blocked;
+use sentinel_engine::{host::HostError, worker::Blocked};
 use sentinel_envoy::stream::{LocalReply, set_filter_state};
 
 /// Answers the request, and leaves word for the access log. `expose_rule`: whether the client sees the
 /// rule's id and the resource. `is_grpc`: whether it speaks gRPC, which only headers of the request say.
 pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool, is_grpc: bool) {
     let block_type = blocked.block_type;
+    let rule = leave_word(blocked, resource);
     let retry_after = blocked.retry_after.map(|span| span.as_secs_ceil().max(1).to_string());
     let refused = Refused {
         resource,
@@ -21,9 +22,6 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool, is_grp
     };
     let answer = Reply::new(block_type, &refused);
 
-    let rule = refused.rule.map(Rule::id);
-    let rule = rule.unwrap_or("before_first_rules");
-    leave_word(block_type.name(), rule, resource);
     let details = format!("sentinel_{}_{rule}", block_type.name());
     let reply = LocalReply {
         status: answer.status,
@@ -33,8 +31,28 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool, is_grp
         grpc_status: block_type.grpc_status(),
     };
     if let Err(error) = reply.send() {
-        log::error!("Envoy refused to send a reply: {error:?}");
+        complain("to send a reply", error);
     }
+}
+
+/// What a refused TCP client is told, and word for the access log: the rule's own words as they stand, else ours and
+/// the end of a line.
+pub(crate) fn text(blocked: &Blocked, resource: &[u8], expose_rule: bool) -> Vec<u8> {
+    leave_word(blocked, resource);
+    let own = blocked.rule.as_deref().and_then(|rule| rule.common().response.as_ref());
+    let has_own_body = own.is_some_and(|own| own.body.is_some());
+    let refused = Refused {
+        resource,
+        rule: blocked.rule.as_deref(),
+        retry_after: None,
+        expose_rule,
+        is_grpc: false,
+    };
+    let mut text = Reply::new(blocked.block_type, &refused).body;
+    if !has_own_body {
+        text.push('\n');
+    }
+    text.into_bytes()
 }
 
 /// Answers the request with what the console says.
@@ -47,7 +65,7 @@ pub(crate) fn send_json(status: u16, body: &str) {
         grpc_status: 0,
     };
     if let Err(error) = reply.send() {
-        log::error!("Envoy refused to send a reply: {error:?}");
+        complain("to send a reply", error);
     }
 }
 
@@ -57,16 +75,28 @@ pub(crate) fn send_unreadable() {
     let details = "sentinel_unreadable";
     let reply = LocalReply { status: 500, details, headers: &[], body: b"", grpc_status: 13 };
     if let Err(error) = reply.send() {
-        log::error!("Envoy refused to send a reply: {error:?}");
+        complain("to send a reply", error);
     }
 }
 
+/// Says in the log what Envoy refused to do.
+pub(crate) fn complain(what: &str, error: HostError) {
+    // Not as `Debug` has it, which would bring all that pretty printing needs.
+    let status = match error {
+        HostError::NotFound => 1,
+        HostError::Status(status) => status,
+    };
+    log::error!("Envoy refused {what} (status {status})");
+}
+
 /// Resource, block type and rule as JSON, for `%FILTER_STATE(wasm.sentinel:PLAIN)%`.
-fn leave_word(block_type: &str, rule: &str, resource: &[u8]) {
+/// Gives the rule's id.
+fn leave_word<'a>(blocked: &'a Blocked, resource: &[u8]) -> &'a str {
+    let rule = blocked.rule.as_deref().map(Rule::id).unwrap_or("before_first_rules");
     let mut word = String::from(r#"{"resource":"#);
     push_json_string(&mut word, &String::from_utf8_lossy(resource));
     word.push_str(r#","blockType":"#);
-    push_json_string(&mut word, block_type);
+    push_json_string(&mut word, blocked.block_type.name());
     word.push_str(r#","rule":"#);
     push_json_string(&mut word, rule);
     word.push('}');
@@ -74,4 +104,5 @@ fn leave_word(block_type: &str, rule: &str, resource: &[u8]) {
     if set_filter_state("sentinel", word.as_bytes()).is_err() {
         log::debug!("the filter state is set already");
     }
+    rule
 }

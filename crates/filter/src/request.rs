@@ -3,6 +3,7 @@
 
 use sentinel_core::{
     config::{FilterConfig, Origin},
+    decimal::whole_number,
     param::{Param, ParamValue, Request, address_without_port, cookie, path_segment, query_param},
     resource::{RequestParts, ResourceFrom},
 };
@@ -65,6 +66,8 @@ impl Request for Asked<'_> {
             Param::Cookie(name) => cookie(&request_header("cookie")?, name),
             Param::ClientIp => client_ip(),
             Param::PathSegment(number) => path_segment(self.path_bytes(), *number),
+            Param::Sni => property("connection.requested_server_name"),
+            Param::FilterChain => property("xds.filter_chain_name"),
             Param::Attachment(_) => None,
         };
         bytes.map(ParamValue::Bytes)
@@ -99,7 +102,7 @@ fn client_ip() -> Option<Vec<u8>> {
 /// of Envoy's own, such as 503 or 504, is a response.
 pub(crate) fn outcome() -> Outcome {
     let number =
-        |bytes: Vec<u8>| -> Option<u16> { core::str::from_utf8(&bytes).ok()?.parse().ok() };
+        |bytes: Vec<u8>| -> Option<u16> { whole_number(core::str::from_utf8(&bytes).ok()?) };
     let grpc = response_trailer("grpc-status").or_else(|| response_header("grpc-status"));
     Outcome {
         http_status: response_header(":status").and_then(number),

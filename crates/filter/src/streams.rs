@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use sentinel_engine::worker::Entry;
 
-use crate::listener::Listener;
+use crate::{connection::Phase, listener::Listener};
 
 /// A stream context.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub(crate) struct Stream {
     pub(crate) is_followed: bool,
     /// What must be given back at its end; `None` also where it was refused.
     pub(crate) entry: Option<Entry>,
+    /// How far a TCP connection is; `None`: it is an HTTP request.
+    pub(crate) phase: Option<Box<Phase>>,
     /// Its messages; `None`: it has none.
     #[cfg(feature = "messages")]
     pub(crate) messages: Option<Box<crate::messages::Sent>>,
@@ -32,6 +34,7 @@ impl Stream {
             listener,
             is_followed: false,
             entry: None,
+            phase: None,
             #[cfg(feature = "messages")]
             messages: None,
         }

@@ -12,7 +12,7 @@ use sentinel_engine::{
     carried::Carrier,
     console,
     host::{Meter as _, MetricId, MetricKind},
-    worker::{Call, Outcome, Verdict, Worker},
+    worker::{Blocked, Call, Outcome, Verdict, Worker},
 };
 use sentinel_envoy::{
     EnvoyHost,
@@ -28,6 +28,7 @@ use sentinel_envoy::{
 use crate::messages::Sent;
 use crate::{
     chain::Neighbours,
+    connection,
     listener::Listener,
     reply,
     request::{Asked, outcome},
@@ -42,10 +43,12 @@ pub(crate) struct Vm {
     /// Rules in the configurations of its roots.
     carrier: Carrier,
     /// A resource's name, while a request is being named.
-    name: Vec<u8>,
+    pub(crate) name: Vec<u8>,
     /// Root contexts that live, oldest first.
     roots: Vec<Rc<Listener>>,
     pub(crate) streams: Streams,
+    /// Connections to be closed at the next tick.
+    pub(crate) closing: Vec<u32>,
     driver: Option<Driver>,
     reported: Calls,
     shared_data_calls: Option<MetricId>,
@@ -91,6 +94,7 @@ impl Vm {
             name: Vec::new(),
             roots: Vec::new(),
             streams: Streams::new(),
+            closing: Vec::new(),
             driver: None,
             reported: Calls::default(),
             shared_data_calls,
@@ -174,18 +178,47 @@ impl Vm {
         let config = &listener.config;
         let are_several = self.neighbours.may_be();
         stream.is_followed = lives(id.wrapping_add(1), id);
-        let host = &mut self.host;
         if let Some(prefix) = &config.console
-            && show(host, self.worker.as_ref(), prefix)
+            && show(&mut self.host, self.worker.as_ref(), prefix)
         {
             return Flow::Pause;
         }
-        let worker = self.worker.get_or_insert_with(|| Worker::start(host));
         let mut request = Asked::new(config);
         request.write_name(&mut self.name);
         if (follows || are_several) && is_marked(&self.name) {
             return Flow::Continue;
         }
+        let (flow, waits) = match self.ask(id, config, &mut request) {
+            Ok(waits) => (if waits { Flow::Pause } else { Flow::Continue }, waits),
+            Err(blocked) => {
+                let is_grpc = is_grpc(&request_header("content-type").unwrap_or_default());
+                reply::send(&blocked, &self.name, config.expose_rule, is_grpc);
+                (Flow::Pause, false)
+            }
+        };
+        if let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.entry.is_some()) {
+            if stream.is_followed || are_several {
+                mark(&self.name);
+            }
+            #[cfg(feature = "messages")]
+            if let Some(worker) = &mut self.worker {
+                stream.messages = Sent::begin(worker, &self.name, &mut request, id);
+            }
+        }
+        self.wake(listener.root, id, waits);
+        flow
+    }
+
+    /// Decides the stream `id`, which is called what stands in `name`: whether it must wait. The first one makes this VM a
+    /// worker.
+    pub(crate) fn ask(
+        &mut self,
+        id: u32,
+        config: &FilterConfig,
+        request: &mut Asked<'_>,
+    ) -> Result<bool, Blocked> {
+        let host = &mut self.host;
+        let worker = self.worker.get_or_insert_with(|| Worker::start(host));
         let call = Call {
             resource: &self.name,
             batch: 1,
@@ -195,30 +228,15 @@ impl Vm {
             stream: id,
             before_first_rules: config.before_first_rules,
         };
-        let (flow, waits) = match worker.enter(host, &call, &mut request) {
-            Verdict::Pass(entry) => {
-                stream.entry = Some(entry);
-                (Flow::Continue, false)
-            }
-            Verdict::Wait(entry, _) => {
-                stream.entry = Some(entry);
-                (Flow::Pause, true)
-            }
-            Verdict::Blocked(blocked) => {
-                let is_grpc = is_grpc(&request_header("content-type").unwrap_or_default());
-                reply::send(&blocked, &self.name, config.expose_rule, is_grpc);
-                (Flow::Pause, false)
-            }
+        let (entry, waits) = match worker.enter(host, &call, request) {
+            Verdict::Pass(entry) => (entry, false),
+            Verdict::Wait(entry, _) => (entry, true),
+            Verdict::Blocked(blocked) => return Err(blocked),
         };
-        if stream.entry.is_some() && (stream.is_followed || are_several) {
-            mark(&self.name);
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.entry = Some(entry);
         }
-        #[cfg(feature = "messages")]
-        if stream.entry.is_some() {
-            stream.messages = Sent::begin(worker, &self.name, &mut request, id);
-        }
-        self.wake(listener.root, id, waits);
-        flow
+        Ok(waits)
     }
 
     /// A stream has ended, maybe while it still waited.
@@ -232,10 +250,13 @@ impl Vm {
         if let (Some(sent), Some(worker)) = (&stream.messages, &mut self.worker) {
             sent.end(worker, id);
         }
-        let Stream { listener, entry: Some(entry), .. } = stream else { return };
+        let Stream { listener, entry: Some(entry), phase, .. } = stream else { return };
         let Some(worker) = &mut self.worker else { return };
-        let needs_status = entry.needs_status() && !is_refused;
-        let outcome = if needs_status { outcome() } else { Outcome::OK };
+        let outcome = match phase {
+            Some(phase) => connection::end(&mut self.host, worker, &entry, &phase),
+            None if entry.needs_status() && !is_refused => outcome(),
+            None => Outcome::OK,
+        };
         worker.exit(&mut self.host, entry, outcome);
         self.wake(listener.root, id, false);
     }
@@ -261,10 +282,16 @@ impl Vm {
                 continue;
             }
             // Refused for a stream that is gone, whose end is told by a callback of its own.
-            if resume_request(stream, root).is_err() {
+            let resumed =
+                match self.streams.get_mut(stream).and_then(|its| its.phase.as_deref_mut()) {
+                    Some(phase) => connection::resume(phase, stream, root),
+                    None => resume_request(stream, root),
+                };
+            if resumed.is_err() {
                 log::debug!("stream {stream} has gone while it waited");
             }
         }
+        connection::close_all(&mut self.closing, root);
         let next = worker.next(&mut self.host);
         self.report_calls();
         self.drive(root, next.period_ms, root);

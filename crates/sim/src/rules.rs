@@ -72,6 +72,7 @@ pub fn breaker(id: &str, resource: &str, retry_timeout_ms: u32, probe_num: u32) 
         probe_num,
         error_statuses: None,
         grpc_error_statuses: None,
+        close_live_connections: false,
         common: Common::default(),
     })
 }

@@ -190,6 +190,7 @@ fn every_rule() -> Vec<Rule> {
             probe_num: 2,
             error_statuses: Some(vec![(500, 502), (504, 504)]),
             grpc_error_statuses: Some(vec![14]),
+            close_live_connections: true,
             common: plain,
         }),
     ]

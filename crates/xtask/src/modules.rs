@@ -184,9 +184,12 @@ const FILTER_EXPORTS: &[&str] = &[
     "proxy_on_configure",
     "proxy_on_context_create",
     "proxy_on_delete",
+    "proxy_on_downstream_data",
     "proxy_on_log",
+    "proxy_on_new_connection",
     "proxy_on_request_headers",
     "proxy_on_tick",
+    "proxy_on_upstream_data",
     "proxy_on_vm_start",
 ];
 

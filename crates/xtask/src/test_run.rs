@@ -15,7 +15,7 @@ use crate::commands::{self, Tally};
 use crate::modules::{self, Flavour};
 use crate::wasm_toolchain::WasmToolchain;
 use crate::workspace::{Workspace, cargo};
-use crate::{envoy, grpcurl, layers, process, say};
+use crate::{apt, envoy, grpcurl, layers, process, say};
 
 /// A part of the run.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, ValueEnum)]
@@ -198,6 +198,9 @@ fn integration(workspace: &Workspace) -> Result<Tally> {
     let (newest, oldest, between) = envoys()?;
     let shipping = modules::build(workspace, Flavour::Shipping)?;
     let faults = modules::build(workspace, Flavour::Faults)?;
+    if process::on_path("redis-server").is_none() || process::on_path("redis-benchmark").is_none() {
+        apt::install(&["redis-server", "redis-tools"], "tests of TCP need a real Redis")?;
+    }
     let mut cargo = in_project(workspace, "test", &["--package", INTEGRATION, "--no-fail-fast"]);
     cargo
         .env("SENTINEL_DIST", shipping.folder)

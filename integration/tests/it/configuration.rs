@@ -56,13 +56,16 @@ fn the_oldest_supported_envoy_loads_both_modules_and_holds_a_limit() {
 }
 
 #[test]
-fn the_shipped_configuration_is_valid_in_every_supported_envoy() {
+fn the_shipped_configurations_are_valid_in_every_supported_envoy() {
     let _turn = world::machine();
     for envoy in world::every_envoy() {
         // PyPI's 1.38.3 is built without V8, so that no module loads: what is left is valid there too.
         let with_modules = !version_of(&envoy).contains("/1.38.3/");
         for file in ["envoy.yaml", "messages.yaml"] {
             validate(&envoy, file, with_modules);
+        }
+        if with_modules {
+            validate(&envoy, "redis.yaml", true);
         }
     }
 }

@@ -35,6 +35,7 @@ mod service;
 mod several;
 mod sources;
 mod system;
+mod tcp;
 mod together;
 mod up;
 mod world;

@@ -15,12 +15,13 @@ use tempfile::TempDir;
 use sentinel_integration::bootstrap::{Bootstrap, Configuration, Files, Sentinel, at};
 use sentinel_integration::client::{self, Answer, Client};
 use sentinel_integration::clock;
-use sentinel_integration::envoy::Envoy;
+use sentinel_integration::envoy::{Envoy, reserved_port};
 use sentinel_integration::hanging::Hanging;
 use sentinel_integration::load::{self, Ask, Plan, Rate, Report, Until};
 use sentinel_integration::rule_server::RuleServer;
 use sentinel_integration::rules;
 use sentinel_integration::stats::Stats;
+use sentinel_integration::tcp::{self, TcpListenerPart};
 use sentinel_integration::upstream::Upstream;
 use sentinel_integration::xds::{self, Discovery};
 
@@ -37,6 +38,8 @@ pub(crate) struct Setup {
     pub(crate) files: Option<Files>,
     /// What Envoy takes from a file that a test writes anew.
     pub(crate) by_xds: Option<ByXds>,
+    /// Listeners of TCP, and the place of their reply.
+    pub(crate) tcp: Vec<TcpListenerPart>,
     /// What else differs in Envoy's configuration: places, and what to put there.
     pub(crate) changes: Vec<(String, Value)>,
 }
@@ -63,6 +66,7 @@ impl Setup {
             revived: true,
             files: None,
             by_xds: None,
+            tcp: Vec::new(),
             changes: Vec::new(),
         }
     }
@@ -110,6 +114,18 @@ impl Setup {
     /// With the listener, or the filter alone, from a file.
     pub(crate) fn by_xds(mut self, what: ByXds) -> Self {
         self.by_xds = Some(what);
+        self
+    }
+
+    /// With this Envoy.
+    pub(crate) fn binary(mut self, binary: PathBuf) -> Self {
+        self.binary = binary;
+        self
+    }
+
+    /// With these listeners of TCP besides, as `envoy/redis.yaml` has them.
+    pub(crate) fn tcp(mut self, parts: Vec<TcpListenerPart>) -> Self {
+        self.tcp = parts;
         self
     }
 
@@ -194,10 +210,14 @@ impl Setup {
         };
         let changes = self.changes;
         let by_xds = self.by_xds;
+        let tcp = self.tcp;
+        // The cluster must know where the reply is before Envoy has chosen a port for it.
+        let reply = (!tcp.is_empty()).then(reserved_port).transpose()?;
         let discovery = Discovery::at(directory.path().join("xds.json"));
         let mut resource = Value::Null;
         let envoy = Envoy::start_changed(&self.binary, self.workers, &bootstrap, |root| {
             changes.into_iter().for_each(|(place, value)| put(root, &place, value));
+            tcp::add(root, &tcp, reply.as_ref().map(|(_, port)| *port))?;
             match by_xds {
                 Some(ByXds::Listener) => resource = xds::discover_listener(root, &discovery)?,
                 Some(ByXds::Filter) => resource = xds::discover_filter(root, &discovery)?,

@@ -116,7 +116,7 @@ impl Request for Described<'_> {
             Param::Cookie(name) => cookie(self.header("cookie")?.as_bytes(), name),
             Param::ClientIp => self.client_ip.as_ref().map(|address| address.clone().into_bytes()),
             Param::PathSegment(number) => path_segment(path, *number),
-            Param::Attachment(_) => None,
+            Param::Attachment(_) | Param::Sni | Param::FilterChain => None,
         };
         bytes.map(ParamValue::Bytes)
     }

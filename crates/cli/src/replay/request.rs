@@ -32,6 +32,7 @@ impl Request for VectorRequest {
             Param::Cookie(name) => cookie(cookies(), name)?,
             Param::ClientIp => self.client_ip.clone()?.into_bytes(),
             Param::PathSegment(number) => path_segment(self.path.as_bytes(), *number)?,
+            Param::Sni | Param::FilterChain => return None,
             Param::Attachment(key) => return self.attachments.get(key).cloned(),
         };
         Some(ParamValue::Bytes(bytes))

@@ -411,7 +411,6 @@ impl Schema<'_> {
     fn shape(&self, path: &str, shape: &Shape) -> Vec<Value> {
         vec![match shape {
             Shape::Any => json!({}),
-            Shape::NotRun => json!({"type": "null"}),
             Shape::Flag => json!({"type": "boolean"}),
             Shape::False => json!({"enum": [false]}),
             Shape::Text { least, most, pattern } => {
@@ -492,12 +491,7 @@ fn could_be(shape: &Shape, value: &Value) -> bool {
         Shape::Number(..) | Shape::Whole(..) => value.is_number(),
         Shape::Choice(choices) => choices.iter().any(|choice| value == choice.0),
         Shape::AnyOf(shapes) => shapes.iter().any(|shape| could_be(shape, value)),
-        Shape::Any
-        | Shape::NotRun
-        | Shape::List(_)
-        | Shape::Map
-        | Shape::Texts(..)
-        | Shape::Documents => false,
+        Shape::Any | Shape::List(_) | Shape::Map | Shape::Texts(..) | Shape::Documents => false,
     }
 }
 

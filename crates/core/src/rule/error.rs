@@ -73,8 +73,6 @@ pub enum Reason {
         /// The field that was probably meant.
         near: Option<&'static str>,
     },
-    /// Known, but for a later version.
-    NotRun,
     /// Another rule has the same id.
     IdTaken {
         /// The other rule.
@@ -241,7 +239,6 @@ impl fmt::Display for Reason {
             Self::Unknown { near: Some(near) } => {
                 write!(f, "is an unknown field; did you mean `{near}`?")
             }
-            Self::NotRun => f.write_str("is not run by this version"),
             Self::IdTaken { by } => write!(f, "is also the id of {by}; ids must differ"),
             Self::CountsTheSame { by } => {
                 write!(f, "is missing: the rule counts the same as {by}; give both an `id`")

@@ -273,6 +273,8 @@ pub struct CircuitBreakerRule {
     pub error_statuses: Option<Vec<(u16, u16)>>,
     /// gRPC statuses that are errors; `None`: 2, 4, 8, 13, 14 and 15.
     pub grpc_error_statuses: Option<Vec<u32>>,
+    /// Whether TCP connections that are there when it opens are told and closed.
+    pub close_live_connections: bool,
     /// What every rule can say.
     pub common: Common,
 }
@@ -330,7 +332,7 @@ pub struct AuthorityRule {
     pub id: String,
     /// What is governed.
     pub target: Target,
-    /// Callers, by their whole names.
+    /// Callers, by their whole names, or by networks that their addresses are in ([`crate::network`]).
     pub origins: Vec<String>,
     /// Whether only they may call; else everybody but them.
     pub white_list: bool,

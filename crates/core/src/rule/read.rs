@@ -135,14 +135,6 @@ impl<'a, 'r> Fields<'a, 'r> {
         }
     }
 
-    /// Refuses the field `name`, if it says anything, as one for a later version.
-    pub(crate) fn not_run(&mut self, name: &str) {
-        self.takes(name, || Shape::NotRun);
-        if self.node(name).is_some() {
-            self.refuse(name, Reason::NotRun);
-        }
-    }
-
     /// Refuses the field `name`, which is not as `allowed` says or is not there at all.
     pub(crate) fn insist(&mut self, name: &str, allowed: &str) {
         self.needs(name);

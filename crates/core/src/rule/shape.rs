@@ -17,8 +17,6 @@ pub use trace::{Asked, Note, Trace};
 pub enum Shape {
     /// Anything: it is not looked at.
     Any,
-    /// Nothing at all, in this version.
-    NotRun,
     /// `true` or `false`.
     Flag,
     /// `false`: what it would switch on is not for this kind of rule.

@@ -238,12 +238,12 @@ mod tests {
             "resource:
   from: methodpath
   templates: [users, '/a/{b}.c', 7]
-  name: tcp:mysql
+  name: ''
 orgin: client_ip
 origin: {headers: x}
 args: ['header:', 'path_segment:0', 'body:x', 1]
 rules: []
-replyCluster: reply
+replyCluster: 7
 exposeRule: 1
 beforeFirstRules: wait
 ",
@@ -252,15 +252,15 @@ beforeFirstRules: wait
                 configuration:3:15: `resource.templates[0]` is "users", which does not begin with a slash, but must be a path such as /users/{id}
                 configuration:3:22: `resource.templates[1]` is "/a/{b}.c", in which a brace is only part of a segment, but must be a path such as /users/{id}
                 configuration:3:34: `resource.templates[2]` is 7, but must be text
-                configuration:4:9: `resource.name` is not run by this version
+                configuration:4:9: `resource.name` is "", but must be a resource's name, such as tcp:mysql
                 configuration:5:1: `orgin` is an unknown field; did you mean `origin`?
                 configuration:6:9: `origin.header` is missing
                 configuration:6:10: `origin.headers` is an unknown field; did you mean `header`?
-                configuration:7:8: `args[0]` is "header:", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
-                configuration:7:19: `args[1]` is "path_segment:0", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
-                configuration:7:37: `args[2]` is "body:x", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
+                configuration:7:8: `args[0]` is "header:", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1>, client_ip, sni or filter_chain
+                configuration:7:19: `args[1]` is "path_segment:0", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1>, client_ip, sni or filter_chain
+                configuration:7:37: `args[2]` is "body:x", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1>, client_ip, sni or filter_chain
                 configuration:7:47: `args[3]` is 1, but must be text
-                configuration:9:15: `replyCluster` is not run by this version
+                configuration:9:15: `replyCluster` is 7, but must be text: put it in quotes
                 configuration:10:13: `exposeRule` is 1, but must be true or false
                 configuration:11:19: `beforeFirstRules` is "wait", but must be pass or block"#]],
         );

@@ -39,7 +39,7 @@ fn number(text: &str) -> Option<Value> {
         return None;
     }
     // A whole number too large for us is read as the double it is near to.
-    let whole = text.parse().ok().map(Value::Int);
+    let whole = decimal::whole_number(text).map(Value::Int);
     whole.or_else(|| decimal::parse(text).map(Value::from_double))
 }
 
@@ -63,11 +63,11 @@ fn is_decimal(unsigned: &str) -> bool {
 }
 
 fn radix(digits: &str, radix: u32) -> Option<Value> {
-    // `from_str_radix` would take a sign.
+    // A sign would be taken too.
     if !digits.chars().all(|c| c.is_digit(radix)) {
         return None;
     }
-    i64::from_str_radix(digits, radix).ok().map(Value::Int)
+    decimal::whole_in_radix(digits, radix).map(Value::Int)
 }
 
 #[cfg(test)]

@@ -534,7 +534,8 @@ fn is_forbidden(c: char) -> bool {
 /// The position of what follows `text`.
 fn position_after(text: &str) -> Position {
     let line = text.matches('\n').count().saturating_add(1);
-    let column = text.rsplit('\n').next().unwrap_or_default().chars().count().saturating_add(1);
+    let begin = text.bytes().rposition(|byte| byte == b'\n').map_or(0, |at| at + 1);
+    let column = text.get(begin..).unwrap_or_default().chars().count().saturating_add(1);
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Position { line: count(line), column: count(column) }
 }

@@ -419,6 +419,7 @@ mod tests {
             probe_num: 1,
             error_statuses: None,
             grpc_error_statuses: None,
+            close_live_connections: false,
             common: Common::default(),
         }
     }

@@ -284,6 +284,7 @@ fn breaker_rule(strategy: BreakerStrategy) -> CircuitBreakerRule {
         probe_num: 1,
         error_statuses: None,
         grpc_error_statuses: None,
+        close_live_connections: false,
         common: Common::default(),
     }
 }

@@ -8,6 +8,8 @@ use alloc::{rc::Rc, vec::Vec};
 use sentinel_core::{
     block::BlockType,
     config::BeforeFirstRules,
+    ledger::breaker::BreakerState,
+    network::{Address, Network},
     param::{ParamValue, Request},
     rule::{HotspotRule, LimitApp, OnHostFailure, OnServiceLoss, Rule, SystemMetric, Target, Unit},
     time::{Nanos, Span},
@@ -247,6 +249,34 @@ impl Worker {
         }
     }
 
+    /// Adds to what a connection that was admitted has carried, in bytes.
+    pub fn count_bytes<M: Meter>(&mut self, meter: &mut M, entry: &Entry, up: u64, down: u64) {
+        self.nodes.count_bytes(meter, entry.node, [up, down]);
+    }
+
+    /// Why a connection that was admitted must end now: a breaker that closes live connections has opened since.
+    pub fn cut<H: Host>(&mut self, host: &mut H, entry: &Entry) -> Option<Blocked> {
+        let breakers = self.nodes.breakers_of(entry.node);
+        let cuts = |worker: &Self, index: u32, must_be_open: bool| {
+            worker.book.rule(index).is_some_and(|state| match (&*state.rule, &state.hold) {
+                (Rule::CircuitBreaker(rule), Hold::Breaker(view)) => {
+                    rule.close_live_connections
+                        && !rule.common.shadow
+                        && (!must_be_open || view.state == BreakerState::Open)
+                }
+                _ => false,
+            })
+        };
+        // Asked for every piece of data: nothing is read where no rule wants it.
+        if !breakers.iter().any(|&index| cuts(self, index, false)) {
+            return None;
+        }
+        let now = self.now(host);
+        self.look_at_decisions(host, now);
+        let open = breakers.iter().find(|&&index| cuts(self, index, true))?;
+        Some(self.refusal(*open, None, now))
+    }
+
     pub(super) fn admit<H: Host>(&mut self, host: &mut H, now: Nanos, batch: u64) -> Admission {
         let claimant = self.claimant();
         let Self { shared, values, tally, book, asks, .. } = self;
@@ -332,7 +362,8 @@ impl Worker {
         match rule {
             Rule::Authority(authority) => {
                 let origin = origin.get_or_insert_with(|| request.origin());
-                let is_listed = authority.origins.iter().any(|known| known.as_bytes() == *origin);
+                let is_named = authority.origins.iter().any(|known| known.as_bytes() == *origin);
+                let is_listed = is_named || is_in(&state.networks, origin);
                 let passes = origin.is_empty() || is_listed == authority.white_list;
                 return (!passes).then(refuses);
             }
@@ -523,6 +554,13 @@ impl Worker {
             retry_after: retry_at.map(|at| at.since(now)),
         }
     }
+}
+
+/// Whether who calls is known by an address in one of these networks.
+fn is_in(networks: &[Network], origin: &[u8]) -> bool {
+    !networks.is_empty()
+        && Address::parse(origin)
+            .is_some_and(|address| networks.iter().any(|network| network.contains(address)))
 }
 
 /// The value that a hot-parameter rule counts by; `Some(None)`: all requests are one. `None`: the rule does not

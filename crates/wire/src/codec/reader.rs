@@ -22,6 +22,8 @@ impl<'de> Reader<'de> {
         Ok(taken)
     }
 
+    // Once for each of sixteen bytes of a key, otherwise.
+    #[inline(never)]
     fn byte(&mut self) -> Result<u8, Malformed> {
         let (&byte, rest) = self.rest.split_first().ok_or(Malformed)?;
         self.rest = rest;

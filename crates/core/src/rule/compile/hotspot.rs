@@ -10,6 +10,7 @@ use alloc::{
 
 use crate::{
     decimal,
+    decimal::whole_number,
     param::Param,
     rule::{
         Common, HotspotMetric, HotspotRule, ItemValue, Overflow, ParamPick, Rule, SpecificItem,
@@ -152,7 +153,7 @@ fn specific_items(fields: &mut Fields<'_, '_>) -> Vec<SpecificItem> {
 }
 
 pub(super) fn item_int(text: &str) -> Option<ItemValue> {
-    text.parse().ok().map(ItemValue::Int)
+    whole_number(text).map(ItemValue::Int)
 }
 
 /// As Go reads it.

@@ -91,6 +91,8 @@ fn hotspot_words<'a>(rule: &'a HotspotRule, words: &mut Vec<String>) -> &'a str 
             Param::Query(name) => word("query", name),
             Param::Cookie(name) => word("cookie", name),
             Param::ClientIp => "client_ip".to_string(),
+            Param::Sni => "sni".to_string(),
+            Param::FilterChain => "filter_chain".to_string(),
             Param::PathSegment(number) => format!("path_segment.{number}"),
             Param::Attachment(name) => word("attachment", name),
         }));

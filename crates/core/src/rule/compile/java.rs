@@ -232,6 +232,7 @@ fn degrade_rule(fields: &mut Fields<'_, '_>, context: &Context<'_>, found: &mut 
         probe_num: 1,
         error_statuses: None,
         grpc_error_statuses: None,
+        close_live_connections: false,
         common: Common::default(),
         target: match target {
             Some(target) => target,

@@ -10,7 +10,9 @@ use alloc::{
 };
 
 use crate::{
+    decimal::whole_number,
     ledger::breaker::PROBES_MAX,
+    network::Network,
     rule::{
         AuthorityRule, BreakerStrategy, CircuitBreakerRule, Common, Control, FlowRule,
         IsolationRule, LimitApp, MemoryMarks, Rule, SystemMetric, SystemRule, TokenCalculate,
@@ -77,6 +79,7 @@ pub static KINDS: &[Kind] = &[
             "probeNum",
             "errorStatuses",
             "grpcErrorStatuses",
+            "closeLiveConnections",
             "regex",
         ],
         telling: &["resource", "retryTimeoutMs", "statIntervalMs"],
@@ -328,6 +331,7 @@ fn breaker_rule(fields: &mut Fields<'_, '_>, context: &Context<'_>, found: &mut 
         probe_num: fields.whole_u32("probeNum", 0..=PROBES_MAX).unwrap_or(0).max(1),
         error_statuses: error_statuses(fields),
         grpc_error_statuses: grpc_error_statuses(fields),
+        close_live_connections: fields.flag("closeLiveConnections").unwrap_or_default(),
         common: Common::default(),
         target: match target {
             Some(target) => target,
@@ -372,11 +376,11 @@ fn error_statuses(fields: &mut Fields<'_, '_>) -> Option<Vec<(u16, u16)>> {
 
 fn status_range(text: &str) -> Option<(u16, u16)> {
     if let Some(class) = text.strip_suffix("xx") {
-        let from = class.parse::<u16>().ok()?.checked_mul(100)?;
+        let from = whole_number::<u16>(class)?.checked_mul(100)?;
         return Some((from, from.checked_add(99)?));
     }
     let (from, to) = text.split_once('-').unwrap_or((text, text));
-    Some((from.trim().parse().ok()?, to.trim().parse().ok()?))
+    Some((whole_number(from.trim())?, whole_number(to.trim())?))
 }
 
 /// The same as a regular expression, but for the order of the two.
@@ -471,7 +475,7 @@ fn authority_rule(fields: &mut Fields<'_, '_>, context: &Context<'_>, found: &mu
     }));
 }
 
-/// `limitApp` as a list: origins with commas between them.
+/// `limitApp` as a list: origins, or networks of addresses, with commas between them.
 fn origins(fields: &mut Fields<'_, '_>) -> Vec<String> {
     fields.require("limitApp");
     let text = fields.text_of("limitApp", || Shape::text("[^, ]")).unwrap_or_default();
@@ -483,6 +487,11 @@ fn origins(fields: &mut Fields<'_, '_>) -> Vec<String> {
         .collect();
     if origins.is_empty() && fields.node("limitApp").is_some_and(is_text) {
         fields.mismatch("limitApp", "the callers' names, with commas between them");
+    }
+    for origin in &origins {
+        if let Some(Err(problem)) = Network::parse(origin) {
+            fields.object("limitApp", &format!("names {origin}, {problem}"));
+        }
     }
     if origins.len() > ITEMS_MAX {
         fields.mismatch("limitApp", "at most 1000 callers");

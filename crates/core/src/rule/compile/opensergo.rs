@@ -17,6 +17,7 @@ use alloc::{
 use crate::{
     config::Settings,
     decimal,
+    decimal::whole_number,
     rule::{
         BreakerStrategy, CircuitBreakerRule, Common, Control, FlowRule, IsolationRule, LimitApp,
         Response, Rule, SystemMetric, SystemRule, Target, TokenCalculate,
@@ -312,6 +313,7 @@ impl Terms {
                     probe_num: 1,
                     error_statuses: None,
                     grpc_error_statuses: None,
+                    close_live_connections: false,
                     common,
                 });
             }
@@ -527,7 +529,7 @@ fn parse_duration_ms(text: &str) -> Option<u32> {
         "d" => 86_400_000,
         _ => return None,
     };
-    number.parse::<u32>().ok()?.checked_mul(unit_ms)
+    whole_number::<u32>(number)?.checked_mul(unit_ms)
 }
 
 /// A number and a percent sign as a regular expression.

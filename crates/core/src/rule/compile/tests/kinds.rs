@@ -254,7 +254,7 @@ fn a_hotspot_rule_that_cannot_be_kept_is_refused() {
             a.yaml: document 1 (HotspotRules): rules[1] (b): `durationInSec` is 0, but must be 1 or more
             a.yaml: document 1 (HotspotRules): rules[1] (b): `burstCount` is -1, but must be a whole number from 0 to 9007199254740992
             a.yaml: document 1 (HotspotRules): rules[1] (b): `threshold` is -1, but must be a whole number from 0 to 9007199254740992
-            a.yaml: document 1 (HotspotRules): rules[2] (c): `paramKey` is "user", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
+            a.yaml: document 1 (HotspotRules): rules[2] (c): `paramKey` is "user", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1>, client_ip, sni or filter_chain
             a.yaml: document 1 (HotspotRules): rules[3] (d): `paramIndex` stands beside `paramKey`: leave one of them out
             a.yaml: document 1 (HotspotRules): rules[4] (*): `resource` is "*", but must be a resource's name: a rule of this kind governs one; name each
             a.yaml: document 1 (HotspotRules): rules[4] (*): `metricType` is missing

@@ -149,7 +149,7 @@ fn what_is_wrong_with_a_rule_of_a_list_is_said_with_its_place() {
         ),
         &expect![[r#"
             hotspot.json: document 1 (HotspotRules): rules[0] (a): `durationInSec` is missing
-            hotspot.json: document 1 (HotspotRules): rules[1] (b): `paramKey` is "uid", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1> or client_ip
+            hotspot.json: document 1 (HotspotRules): rules[1] (b): `paramKey` is "uid", but must be header:<name>, query:<name>, cookie:<name>, path_segment:<number from 1>, client_ip, sni or filter_chain
             hotspot.json: document 1 (HotspotRules): rules[2]: is 7, but must be a map"#]],
     );
     refused(
