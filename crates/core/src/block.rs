@@ -155,7 +155,7 @@ pub fn json_body(
     let mut body = format!(r#"{{"code":{status},"message":"{}""#, message(block_type));
     if let Some(resource) = resource {
         body.push_str(r#","resource":"#);
-        push_json_string(&mut body, &String::from_utf8_lossy(resource));
+        push_json_bytes(&mut body, resource);
     }
     if let Some(rule) = rule {
         body.push_str(r#","rule":"#);
@@ -167,7 +167,30 @@ pub fn json_body(
 
 /// Appends `text` as a JSON string, quotes included (RFC 8259, section 7).
 pub fn push_json_string(json: &mut String, text: &str) {
+    push_json_bytes(json, text.as_bytes());
+}
+
+/// Appends `bytes` as a JSON string, quotes included. What is no UTF-8 in it is U+FFFD, as `String::from_utf8_lossy` has
+/// it, which would be another 1 KB of the filter.
+pub fn push_json_bytes(json: &mut String, bytes: &[u8]) {
     json.push('"');
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (valid, lost) = match core::str::from_utf8(rest) {
+            Ok(text) => (text.len(), 0),
+            Err(error) => (error.valid_up_to(), error.error_len().unwrap_or(rest.len())),
+        };
+        let text = rest.get(..valid).and_then(|valid| core::str::from_utf8(valid).ok());
+        push_escaped(json, text.unwrap_or_default());
+        if lost > 0 {
+            json.push(char::REPLACEMENT_CHARACTER);
+        }
+        rest = rest.get(valid.saturating_add(lost)..).unwrap_or_default();
+    }
+    json.push('"');
+}
+
+fn push_escaped(json: &mut String, text: &str) {
     for char in text.chars() {
         match char {
             '"' => json.push_str("\\\""),
@@ -179,12 +202,13 @@ pub fn push_json_string(json: &mut String, text: &str) {
             _ => json.push(char),
         }
     }
-    json.push('"');
 }
 
 #[cfg(test)]
 mod tests {
     use alloc::vec;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::{
@@ -194,6 +218,18 @@ mod tests {
             node::{Entry, Map, Node, Value},
         },
     };
+
+    proptest! {
+        #[test]
+        fn bytes_that_are_no_text_are_shown_as_the_library_shows_them(
+            bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0x7e..0x80_u8, 0xc0..0xf8_u8], 0..20),
+        ) {
+            let (mut ours, mut theirs) = (String::new(), String::new());
+            push_json_bytes(&mut ours, &bytes);
+            push_json_string(&mut theirs, &String::from_utf8_lossy(&bytes));
+            prop_assert_eq!(ours, theirs);
+        }
+    }
 
     /// A flow rule with a reply of its own.
     fn rule(response: Vec<(&str, Value)>) -> Rule {

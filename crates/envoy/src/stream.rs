@@ -65,7 +65,7 @@ pub fn lives(other: u32, current: u32) -> bool {
 /// The VM's configuration as Envoy gave it. Only in `on_vm_start`, which names its size.
 pub fn vm_configuration(size: usize) -> Vec<u8> {
     const VM_CONFIGURATION: u32 = 6;
-    if size == 0 { Vec::new() } else { ffi::buffer(VM_CONFIGURATION, size).unwrap_or_default() }
+    if size == 0 { Vec::new() } else { ffi::buffer(VM_CONFIGURATION, 0, size).unwrap_or_default() }
 }
 
 /// The plugin's configuration as Envoy gave it. Only in `on_configure`, which names its size.

@@ -1,7 +1,7 @@
 //! What a refused client gets.
 
 use sentinel_core::{
-    block::{Refused, Reply, push_json_string},
+    block::{Refused, Reply, push_json_bytes, push_json_string},
     rule::Rule,
 };
 use sentinel_engine::{host::HostError, worker::Blocked};
@@ -94,7 +94,7 @@ pub(crate) fn complain(what: &str, error: HostError) {
 fn leave_word<'a>(blocked: &'a Blocked, resource: &[u8]) -> &'a str {
     let rule = blocked.rule.as_deref().map(Rule::id).unwrap_or("before_first_rules");
     let mut word = String::from(r#"{"resource":"#);
-    push_json_string(&mut word, &String::from_utf8_lossy(resource));
+    push_json_bytes(&mut word, resource);
     word.push_str(r#","blockType":"#);
     push_json_string(&mut word, blocked.block_type.name());
     word.push_str(r#","rule":"#);

@@ -196,14 +196,13 @@ impl Vm {
                 (Flow::Pause, false)
             }
         };
-        if let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.entry.is_some()) {
-            if stream.is_followed || are_several {
-                mark(&self.name);
-            }
-            #[cfg(feature = "messages")]
-            if let Some(worker) = &mut self.worker {
-                stream.messages = Sent::begin(worker, &self.name, &mut request, id);
-            }
+        let entered = self.streams.get_mut(id).filter(|stream| stream.entry.is_some());
+        if entered.as_ref().is_some_and(|stream| stream.is_followed || are_several) {
+            mark(&self.name);
+        }
+        #[cfg(feature = "messages")]
+        if let (Some(stream), Some(worker)) = (entered, &mut self.worker) {
+            stream.messages = Sent::begin(worker, &self.name, &mut request, id);
         }
         self.wake(listener.root, id, waits);
         flow
