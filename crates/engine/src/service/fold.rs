@@ -8,7 +8,8 @@ use alloc::{string::String, vec::Vec};
 
 use sentinel_core::{
     order::sort_by,
-    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram},
+    rule::INBOUND,
+    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram, Tally as _},
     system::Inbound,
     time::{Nanos, Span},
     window::{BUCKETS_MAX, WindowShape},
@@ -32,7 +33,7 @@ pub(super) const YOUNG: Span = Span::from_millis(2_000);
 const GAUGE_SLICES: u64 = 10;
 const GAUGE_SECONDS: u64 = 5;
 
-/// The gauges of a resource.
+/// The gauges of a resource, and those of all of them together.
 const GAUGES: [&str; 6] =
     ["in_flight", "pass_qps", "block_qps", "rt_avg_ms", "rt_p50_ms", "rt_p99_ms"];
 
@@ -49,8 +50,40 @@ pub(super) struct Fold {
     odd_windows: Vec<(u64, Span)>,
     /// Frames that never arrived, or could not be read.
     pub(super) frames_lost: u64,
+    /// The proxy's.
+    gauges: [Metric; GAUGES.len()],
     waiting: Metric,
     permits_owed: Metric,
+}
+
+/// What gauges are made of.
+#[derive(Default)]
+struct Recent {
+    in_flight: u64,
+    last: MetricBucket,
+    minute: MetricBucket,
+    rt: RtHistogram,
+}
+
+impl Recent {
+    fn add(&mut self, other: &Self) {
+        self.in_flight = self.in_flight.saturating_add(other.in_flight);
+        self.last.add(&other.last);
+        self.minute.add(&other.minute);
+        self.rt.add(&other.rt);
+    }
+
+    /// In the order of [`GAUGES`].
+    fn values(&self) -> [u64; GAUGES.len()] {
+        [
+            self.in_flight,
+            self.last.pass / GAUGE_SECONDS,
+            self.last.block / GAUGE_SECONDS,
+            self.minute.rt_avg_ms(),
+            self.rt.quantile_ms(50),
+            self.rt.quantile_ms(99),
+        ]
+    }
 }
 
 /// What frames say to breakers.
@@ -256,22 +289,27 @@ impl Fold {
             let baselines = workers.iter().filter_map(|(_, source)| source.baselines.get(hash));
             baselines.map(|baseline| baseline.in_flight).sum()
         };
+        let mut all = Recent::default();
         for (hash, resource) in self.resources.iter_mut() {
-            let last = resource.seconds.sum(now, GAUGE_SLICES);
-            let minute = resource.minute.sum(now, 60);
-            let rt = resource.rt.sum(now, GAUGE_SECONDS);
-            let values = [
-                in_flight(hash),
-                last.pass / GAUGE_SECONDS,
-                last.block / GAUGE_SECONDS,
-                minute.rt_avg_ms(),
-                rt.quantile_ms(50),
-                rt.quantile_ms(99),
-            ];
+            let recent = Recent {
+                in_flight: in_flight(hash),
+                last: resource.seconds.sum(now, GAUGE_SLICES),
+                minute: resource.minute.sum(now, 60),
+                rt: resource.rt.sum(now, GAUGE_SECONDS),
+            };
             let name = &resource.name;
-            for ((gauge, value), what) in resource.gauges.iter_mut().zip(values).zip(GAUGES) {
+            for ((gauge, value), what) in
+                resource.gauges.iter_mut().zip(recent.values()).zip(GAUGES)
+            {
                 gauge.set(meter, value, |text| of_resource(name, what, text));
             }
+            // That one repeats what counts for others.
+            if name != INBOUND {
+                all.add(&recent);
+            }
+        }
+        for ((gauge, value), what) in self.gauges.iter_mut().zip(all.values()).zip(GAUGES) {
+            gauge.set(meter, value, |text| text.push_str(what));
         }
         let (mut waiting, mut owed) = (0_u64, 0_u64);
         for (_, source) in workers.iter().filter(|(_, source)| now.since(source.heard_at) <= live) {

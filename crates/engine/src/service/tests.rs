@@ -803,6 +803,23 @@ fn gauges_show_what_live_workers_hold() {
 }
 
 #[test]
+fn the_proxys_gauges_are_those_of_all_resources_and_count_inbound_traffic_once() {
+    let mut host = TinyHost::new();
+    let mut service = service(&mut host, Vec::new());
+    let mut worker = Told::new(1);
+    let totals =
+        |pass, complete, rt_ms| MetricBucket { pass, complete, rt_ms, ..MetricBucket::default() };
+    worker.says(&mut host, &service, "a", totals(20, 10, 50), 10, &[]);
+    worker.says(&mut host, &service, "b", totals(40, 30, 350), 10, &[]);
+    worker.says(&mut host, &service, INBOUND, totals(60, 40, 400), 20, &[]);
+    service.settle(&mut host);
+
+    let gauges = ["in_flight", "pass_qps", "rt_avg_ms"].map(|name| host.gauge(name));
+    assert_eq!(gauges, [Some(20), Some(12), Some(10)]);
+    assert_eq!(host.gauge("resource.a.in_flight"), Some(10));
+}
+
+#[test]
 fn a_service_that_has_lost_its_role_decides_nothing_more() {
     let mut host = TinyHost::new();
     let mut first = service(&mut host, vec![half_fail()]);
