@@ -1,24 +1,23 @@
 //! What `cargo xtask bench messages` does: the CPU time that a message of a stream costs Envoy, without a filter, with the
 //! usual one and with the one that reads streams.
 //!
-//! As in [`cost`](crate::cost): an Envoy with one worker for each variant, rounds in random order, all on one processor, and of
-//! them the lower quartile. A message is a frame of a WebSocket that the upstream answers with one, one at a time on one
+//! A message is a frame of a WebSocket that the upstream answers with one, one at a time on one
 //! stream, so that each wakes the worker once each way.
 
+use std::cell::Cell;
 use std::io::{Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use comfy_table::Table;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
 use serde_json::{Value, json};
 
 use crate::bootstrap::{Bootstrap, CONNECTION_MANAGER, Sentinel, at};
-use crate::cost::{Pinned, percentile};
+use crate::cost::Pinned;
 use crate::envoy::Envoy;
-use crate::rules;
+use crate::rounds::{Measured, Rounds};
+use crate::{clock, rules};
 
 /// Runs all rounds and prints the table. True when the module counted every message that it was to count.
 ///
@@ -35,21 +34,25 @@ pub fn messages(binary: &Path, dist: &Path, out: &mut dyn Write) -> Result<bool>
     out.flush()?;
     let _pinned = Pinned::to_one_processor()?;
     let upstream = upstream()?;
-    let mut measured = Vec::new();
+    let mut envoys = Vec::new();
     for variant in &VARIANTS {
-        measured.push(Measured::start(variant, binary, dist, upstream)?);
+        envoys.push((variant, variant.start(binary, dist, upstream)?, Cell::new(0)));
     }
-    for _ in 0..ROUNDS {
-        let mut order: Vec<_> = measured.iter_mut().collect();
-        fastrand::shuffle(&mut order);
-        for variant in order {
-            variant.round()?;
-        }
+    let mut measured = Vec::new();
+    for (variant, envoy, sent) in &envoys {
+        let mut stream = upgraded(envoy.proxy())?;
+        let act = move || {
+            sent.set(sent.get() + 1);
+            stream.write_all(&frame())?;
+            Ok(stream.read_exact(&mut [0; ANSWER.len()])?)
+        };
+        measured.push(Measured::new(variant.name, envoy, Box::new(act)));
     }
-    writeln!(out, "{}", table(&measured)?)?;
+    let plan = Rounds { rounds: ROUNDS, acts: MESSAGES, warm_up: WARM_UP };
+    writeln!(out, "{}", plan.run("variant", &mut measured)?)?;
     let mut holds = true;
-    for one in &measured {
-        holds &= one.counted_all()?;
+    for (variant, envoy, sent) in &envoys {
+        holds &= variant.has_counted_all(envoy, sent.get());
     }
     Ok(holds)
 }
@@ -77,27 +80,11 @@ static VARIANTS: [Variant; 4] = [
     },
 ];
 
-/// A variant, its Envoy, the stream through it, and what its messages cost in each round so far.
-struct Measured {
-    variant: &'static Variant,
-    envoy: Envoy,
-    stream: TcpStream,
-    sent: u64,
-    rounds: Vec<Duration>,
-}
-
-impl Measured {
-    fn start(
-        variant: &'static Variant,
-        binary: &Path,
-        dist: &Path,
-        upstream: SocketAddr,
-    ) -> Result<Self> {
+impl Variant {
+    fn start(&self, binary: &Path, dist: &Path, upstream: SocketAddr) -> Result<Envoy> {
         let rule = json!({"id": "all", "resource": RESOURCE, "threshold": 1_000_000_000, "unit": "message"});
-        let documents =
-            if variant.has_rule { vec![rules::flow_rules(&[rule])] } else { Vec::new() };
-        let sentinel =
-            variant.module.map(|_| Sentinel::with_rules(dist, &documents)).transpose()?;
+        let documents = if self.has_rule { vec![rules::flow_rules(&[rule])] } else { Vec::new() };
+        let sentinel = self.module.map(|_| Sentinel::with_rules(dist, &documents)).transpose()?;
         let bootstrap = Bootstrap {
             port: 0,
             admin_port: 0,
@@ -106,61 +93,28 @@ impl Measured {
             console_port: 0,
             access_log: None,
         };
-        let envoy = Envoy::start_changed(binary, 1, &bootstrap, |root| {
+        Envoy::start_changed(binary, 1, &bootstrap, |root| {
             let manager = at(root, CONNECTION_MANAGER)?.as_object_mut();
             let manager = manager.context("the connection manager has no configuration")?;
             let upgrades = json!([{"upgrade_type": "websocket"}]);
             manager.insert("upgrade_configs".to_owned(), upgrades);
-            match variant.module {
+            match self.module {
                 Some(module) => set_module(root, &dist.join(module)),
                 None => Ok(()),
             }
-        })?;
-        let stream = upgraded(envoy.proxy())?;
-        Ok(Self { variant, envoy, stream, sent: 0, rounds: Vec::new() })
+        })
     }
 
-    /// Measures one round, after some messages that are not counted.
-    fn round(&mut self) -> Result<()> {
-        self.send(WARM_UP)?;
-        let before = self.envoy.cpu_time()?;
-        self.send(MESSAGES)?;
-        let used = self.envoy.cpu_time()?.saturating_sub(before);
-        if used.is_zero() {
-            bail!(
-                "this system counts no CPU time in /proc/<pid>/task/*/schedstat: run it on another Linux"
-            );
-        }
-        self.rounds.push(used / MESSAGES);
-        Ok(())
-    }
-
-    fn send(&mut self, count: u32) -> Result<()> {
-        let frame = frame();
-        for _ in 0..count {
-            self.stream.write_all(&frame).with_context(|| format!("{:?}", self.envoy))?;
-            let mut answer = [0; ANSWER.len()];
-            self.stream.read_exact(&mut answer).with_context(|| format!("{:?}", self.envoy))?;
-        }
-        self.sent += u64::from(count);
-        Ok(())
-    }
-
-    /// Whether the filter that reads streams has counted all of them, and no other has counted any.
-    fn counted_all(&self) -> Result<bool> {
-        let reads = self.variant.module == Some(READS_STREAMS);
-        let resource = if self.variant.has_rule { RESOURCE } else { "other" };
-        let wanted = if reads { self.sent } else { 0 };
-        let counted = crate::clock::wait_for("all messages to be counted", PATIENCE, || {
-            let counted = self.envoy.stats()?.resource(resource, "message_pass_total");
+    /// Whether the filter that reads streams has counted all of so many, and no other has counted any.
+    fn has_counted_all(&self, envoy: &Envoy, sent: u64) -> bool {
+        let reads = self.module == Some(READS_STREAMS);
+        let resource = if self.has_rule { RESOURCE } else { "other" };
+        let wanted = if reads { sent } else { 0 };
+        let counted = clock::wait_for("all messages to be counted", PATIENCE, || {
+            let counted = envoy.stats()?.resource(resource, "message_pass_total");
             Ok(Some(counted).filter(|counted| *counted == wanted))
         });
-        Ok(counted.is_ok())
-    }
-
-    fn percentile(&self, percent: usize) -> Result<f64> {
-        let time = percentile(&self.rounds, percent).context("there was no round")?;
-        Ok(time.as_secs_f64() * 1e6)
+        counted.is_ok()
     }
 }
 
@@ -168,25 +122,6 @@ fn set_module(root: &mut Value, module: &Path) -> Result<()> {
     let place = "http_filters/0/typed_config/config/vm_config/code/local/filename";
     *at(root, &format!("{CONNECTION_MANAGER}/{place}"))? = json!(module);
     Ok(())
-}
-
-/// The variants, one a line; the first is what the others are compared with.
-fn table(measured: &[Measured]) -> Result<Table> {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["variant", "lower quartile", "median", "added, lower quartile", "ratio"]);
-    let base = measured.first().context("there is nothing to compare with")?.percentile(25)?;
-    for one in measured {
-        let (quartile, median) = (one.percentile(25)?, one.percentile(50)?);
-        table.add_row([
-            one.variant.name.to_owned(),
-            format!("{quartile:.1} µs"),
-            format!("{median:.1} µs"),
-            format!("{:+.1} µs", quartile - base),
-            format!("{:.2}", quartile / base),
-        ]);
-    }
-    Ok(table)
 }
 
 /// A server of WebSockets that answers each frame of the bench. It lives as long as the process.

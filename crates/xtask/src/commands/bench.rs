@@ -6,6 +6,7 @@ use std::slice;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use sentinel_integration::accuracy::accuracy;
+use sentinel_integration::connection_cost::connections;
 use sentinel_integration::cost::cost;
 use sentinel_integration::message_cost::messages;
 use sentinel_integration::reaction::breaker;
@@ -31,6 +32,8 @@ pub(crate) enum Bench {
     Accuracy,
     /// The CPU time that a request costs Envoy: without a filter, with Envoy's own local rate limit, and with ours.
     Cost,
+    /// The CPU time that a TCP connection costs Envoy, and a piece of data in one: without a filter and with ours.
+    Connections,
     /// The CPU time that a message of a stream costs Envoy: without a filter, and with either of ours.
     Messages,
     /// What 1, 1,000 and 10,000 rules and 5,000 patterns cost: Envoy's main thread, its workers, memory, requests.
@@ -51,6 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         holds &= match bench {
             Bench::Accuracy => accuracy(&binary, &dist, out)?,
             Bench::Cost => cost(&binary, &dist, out)?,
+            Bench::Connections => connections(&binary, &dist, out)?,
             Bench::Messages => messages(&binary, &dist, out)?,
             Bench::Rules => rules(&binary, &dist, &sentinel_cli::published_bytes, out)?,
             Bench::Breaker => breaker(&binary, &dist, out)?,
