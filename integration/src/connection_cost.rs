@@ -106,6 +106,7 @@ impl Variant {
             filter: json!({"resource": {"name": RESOURCE}}),
             upstream,
             finds_sni: false,
+            own_vm: false,
         };
         Envoy::start_changed(binary, 1, &bootstrap, |root| {
             tcp::add(root, &[part], None)?;

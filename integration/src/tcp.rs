@@ -295,6 +295,8 @@ pub struct TcpListenerPart {
     pub upstream: SocketAddr,
     /// Whether it looks for the server's name that TLS clients ask for.
     pub finds_sni: bool,
+    /// Whether its filter has a VM of its own; else it is in that of HTTP.
+    pub own_vm: bool,
 }
 
 /// Adds listeners of TCP to a configuration that is otherwise that of `envoy/envoy.yaml`, and the place of the reply where
@@ -321,7 +323,12 @@ pub fn add(root: &mut Value, parts: &[TcpListenerPart], reply_port: Option<u16>)
         *at(&mut listener, PORT)? = json!(0);
         let filters = "/filter_chains/0/filters";
         let plugin = format!("{filters}/0/typed_config/config");
-        *at(&mut listener, &format!("{plugin}/vm_config"))? = module.clone();
+        let mut module = module.clone();
+        if let Some(vm) = module.as_object_mut().filter(|_| part.own_vm) {
+            let kind = "type.googleapis.com/google.protobuf.StringValue";
+            vm.insert("configuration".to_owned(), json!({"@type": kind, "value": part.name}));
+        }
+        *at(&mut listener, &format!("{plugin}/vm_config"))? = module;
         *at(&mut listener, &format!("{plugin}/configuration/value"))? = part.filter.clone();
         *at(&mut listener, &format!("{filters}/1/typed_config/cluster"))? = json!(part.name);
         *at(&mut listener, &format!("{filters}/1/typed_config/access_log"))? = json!([]);

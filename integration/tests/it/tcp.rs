@@ -40,6 +40,7 @@ fn start_on(envoy: PathBuf, rules: &[(&str, &str)], filter: &str) -> Tcp {
         filter,
         upstream: upstream.address(),
         finds_sni: rules.iter().any(|(_, rule)| rule.contains("sni")),
+        own_vm: false,
     };
     let world = setup.tcp(vec![part]).start();
     let server = world.envoy.listener("db").unwrap();
@@ -562,14 +563,33 @@ fn every_byte_of_admitted_connections_is_counted_by_resource_and_for_the_proxy()
 
 #[test]
 fn http_and_tcp_share_a_limit_in_one_vm() {
+    check_shared(world::envoy(), false);
+}
+
+#[test]
+fn http_and_tcp_share_a_limit_in_vms_of_their_own() {
+    check_shared(world::envoy(), true);
+}
+
+#[test]
+fn in_the_oldest_envoy_too_http_and_tcp_share_a_limit() {
+    for own_vm in [false, true] {
+        check_shared(world::oldest_envoy(), own_vm);
+    }
+}
+
+#[track_caller]
+fn check_shared(envoy: PathBuf, own_vm: bool) {
     let upstream = TcpUpstream::start(0, Manner::Echo).unwrap();
     let part = TcpListenerPart {
         name: "db".to_owned(),
         filter: yaml("{resource: {name: shared}, replyCluster: sentinel_reply}"),
         upstream: upstream.address(),
         finds_sni: false,
+        own_vm,
     };
     let world = Setup::new()
+        .binary(envoy)
         .filter("{resource: {from: {header: x-name}}}")
         .rules("IsolationRules", &["{id: both, resource: shared, threshold: 1}"])
         .tcp(vec![part])
@@ -582,6 +602,10 @@ fn http_and_tcp_share_a_limit_in_one_vm() {
     assert_eq!((status("shared"), status("free")), (429, 200));
     drop(held);
     world.when("room for a request", || (status("shared") == 200).then_some(()));
+    // One list of totals: the connection and the request were admitted, whatever VM has seen them.
+    world.stats_when("both in the totals of the resource", |stats| {
+        stats.resource("shared", "pass_total") == 2 && stats.resource("shared", "in_flight") == 0
+    });
     world.assert_nothing_trapped();
 }
 
@@ -607,6 +631,7 @@ fn redis_is_unharmed_and_its_connections_are_limited() {
         filter: redis.pointer(place).unwrap().clone(),
         upstream: ([127, 0, 0, 1], port).into(),
         finds_sni: false,
+        own_vm: false,
     };
     let world = Setup::new().service(Some(Configuration::Text(service))).tcp(vec![part]).start();
     let server = world.envoy.listener("redis").unwrap();
