@@ -6,7 +6,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use sentinel_core::{
     config::Settings,
-    param::{Param, ParamValue, Request},
+    param::Anonymous,
     rule::{Rule, Target},
 };
 use sentinel_engine::{
@@ -103,27 +103,6 @@ impl Meter for Counting {
     }
 }
 
-/// A request that nothing can be asked of.
-struct Nothing;
-
-impl Request for Nothing {
-    fn param(&mut self, _: &Param) -> Option<ParamValue> {
-        None
-    }
-
-    fn arg(&mut self, _: i32) -> Option<ParamValue> {
-        None
-    }
-
-    fn origin(&mut self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn path(&mut self) -> Vec<u8> {
-        Vec::new()
-    }
-}
-
 struct Proxy {
     process: Rc<RefCell<Process>>,
     host: Counting,
@@ -149,7 +128,7 @@ impl Proxy {
             stream: 1,
             before_first_rules: None,
         };
-        match self.worker.enter(&mut self.host, &call, &mut Nothing) {
+        match self.worker.enter(&mut self.host, &call, &mut Anonymous) {
             Verdict::Pass(entry) => self.worker.exit(&mut self.host, entry, Outcome::OK),
             refused @ (Verdict::Wait(..) | Verdict::Blocked(_)) => {
                 panic!("{resource} is refused: {refused:?}")
