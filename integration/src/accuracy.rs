@@ -121,7 +121,8 @@ impl Flood {
         Ok(self.limits.iter().map(outcome).collect())
     }
 
-    /// Runs it again, a few times at most, where the machine was too busy to offer each limit more than it allows.
+    /// Runs it again, a few times at most, where the machine was too busy to offer each limit more than it allows in a single
+    /// window.
     ///
     /// # Errors
     ///
@@ -130,7 +131,7 @@ impl Flood {
         for _ in 0..TRIES {
             let outcomes = self.run(binary, dist)?;
             // What was exceeded was exceeded, however busy the machine.
-            if outcomes.iter().all(|outcome| outcome.saturated || !outcome.never_over()) {
+            if outcomes.iter().all(|outcome| outcome.was_saturated() || !outcome.never_over()) {
                 return Ok(outcomes);
             }
         }
@@ -149,13 +150,12 @@ pub struct Outcome {
     limit: Allowance,
     /// Requests a second for this limit.
     offered: u64,
-    /// Whether in every full window at least as much was asked for as is allowed, and there was one; else nothing can be
-    /// said about 99 %.
-    pub saturated: bool,
     /// Whether each request was answered, with 200 or a rule's refusal.
     pub answered: bool,
     /// What arrived, by window.
     pub windows: Windows,
+    /// The same; full are only those in which more was asked for than allowed.
+    pub saturated: Windows,
 }
 
 impl Outcome {
@@ -168,16 +168,20 @@ impl Outcome {
     ) -> Self {
         let seen = report.asks.get(name).cloned().unwrap_or_default();
         let threshold = u64::from(limit.threshold);
-        let demand = limit.shape().demand(&seen.answered, report.span_ns.clone(), threshold);
         let span_ms = (report.span_ns.end - report.span_ns.start) / 1_000_000;
         Self {
             workers: flood.workers,
             connections: flood.connections,
             limit,
             offered: (seen.sent() * 1000).checked_div(span_ms).unwrap_or(0),
-            saturated: demand.is_some_and(|demand| demand >= threshold),
             answered: seen.status(200) + seen.refused() == seen.sent(),
             windows: limit.shape().count(arrived, report.span_ns.clone()),
+            saturated: limit.shape().saturated(
+                arrived,
+                &seen.answered,
+                report.span_ns.clone(),
+                threshold,
+            ),
         }
     }
 
@@ -187,15 +191,22 @@ impl Outcome {
         self.windows.never_over(u64::from(self.limit.threshold))
     }
 
-    /// Whether the limit held and was used up in every full window, and every request had an answer.
+    /// Whether in any full window more was asked for than allowed; else nothing can be said about 99 %.
+    #[must_use]
+    pub fn was_saturated(&self) -> bool {
+        self.saturated.full().next().is_some()
+    }
+
+    /// Whether the limit held and was used up in every window in which enough was asked for, and every request had an
+    /// answer.
     #[must_use]
     pub fn exact(&self) -> bool {
-        let used = self.windows.hardly_under(u64::from(self.limit.threshold));
-        self.saturated && self.answered && self.never_over() && used
+        let used = self.saturated.hardly_under(u64::from(self.limit.threshold));
+        self.answered && self.never_over() && used
     }
 
     fn verdict(&self) -> &'static str {
-        match (self.never_over(), self.saturated, self.exact()) {
+        match (self.never_over(), self.was_saturated(), self.exact()) {
             (false, ..) => "EXCEEDED",
             (true, false, _) => "not saturated",
             (true, true, false) => "NOT USED UP",
@@ -262,7 +273,8 @@ pub fn accuracy(binary: &Path, dist: &Path, out: &mut dyn Write) -> Result<bool>
     writeln!(
         out,
         "busiest, least: requests that arrived at the upstream in a window aligned to the Unix epoch; a request decided\n\
-         just before a window's end may arrive just after it. run: the sum over adjoining windows, where this cancels."
+         just before a window's end may arrive just after it. saturated: windows in which more was asked for than allowed,\n\
+         which the limit must be used up in. run: the sum over adjoining ones, where the blur at their edges cancels."
     )?;
     Ok(outcomes.iter().all(Outcome::exact))
 }
@@ -277,15 +289,15 @@ pub fn table(outcomes: &[Outcome]) -> Table {
         "connections",
         "limit",
         "offered/s",
-        "windows",
+        "saturated",
         "busiest",
         "least",
         "run",
         "verdict",
     ]);
     for outcome in outcomes {
-        let Outcome { workers, connections, limit, offered, windows, .. } = outcome;
-        let run = windows.run();
+        let Outcome { workers, connections, limit, offered, windows, saturated, .. } = outcome;
+        let run = saturated.run();
         let allowed = u64::try_from(run.len()).unwrap_or(u64::MAX) * u64::from(limit.threshold);
         let admitted: u64 = run.iter().map(|count| count.admitted).sum();
         table.add_row([
@@ -293,9 +305,9 @@ pub fn table(outcomes: &[Outcome]) -> Table {
             connections.to_string(),
             format!("{} in {} ms", limit.threshold, limit.stat_interval_ms),
             offered.to_string(),
-            windows.full().count().to_string(),
+            format!("{} of {}", saturated.full().count(), windows.full().count()),
             windows.busiest().to_string(),
-            windows.least().map_or_else(|| "none".to_owned(), |least| least.to_string()),
+            saturated.least().map_or_else(|| "none".to_owned(), |least| least.to_string()),
             format!("{admitted} of {allowed}"),
             outcome.verdict().to_owned(),
         ]);

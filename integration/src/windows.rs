@@ -101,29 +101,38 @@ impl Shape {
         Windows { shape: self, counts }
     }
 
-    /// The least that a limiter of `threshold` without any fault could have admitted in a full window of `flood`, had it
-    /// decided just the requests that were sent and answered within one bucket (`answered`). Below the threshold, the
-    /// machine was too busy to ask for more than is allowed, and nothing can be said about 99 %. `None`: no window was full.
+    /// As [`count`](Self::count), but only those windows are full in which more was certainly asked for than `threshold`
+    /// allows: a machine that was too busy to ask in one says nothing about that one.
+    ///
+    /// A window is charged bucket by bucket, so it must end up used if what the buckets before its last had certainly
+    /// admitted, and what was sent and answered within the last (`answered`), come to the threshold.
     #[must_use]
-    pub fn demand(self, answered: &[Arrival], flood: Range<u64>, threshold: u64) -> Option<u64> {
-        let mut decided: BTreeMap<u64, u64> = BTreeMap::new();
-        for request in answered {
-            let bucket = request.sent_ns / self.bucket_ns;
-            if bucket == request.arrived_ns / self.bucket_ns {
-                *decided.entry(bucket).or_default() += 1;
+    pub fn saturated(
+        self,
+        arrivals: &[Arrival],
+        answered: &[Arrival],
+        flood: Range<u64>,
+        threshold: u64,
+    ) -> Windows {
+        let by_bucket = |requests: &[Arrival]| {
+            let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
+            for request in requests {
+                let bucket = request.sent_ns / self.bucket_ns;
+                if bucket == request.arrived_ns / self.bucket_ns {
+                    *counts.entry(bucket).or_default() += 1;
+                }
             }
-        }
-        let (first, last) = (flood.start / self.bucket_ns, flood.end / self.bucket_ns);
-        let mut admitted: BTreeMap<u64, u64> = BTreeMap::new();
-        let window = |admitted: &BTreeMap<u64, u64>, end: u64| -> u64 {
-            admitted.range(end.saturating_sub(self.buckets)..end).map(|(_, count)| count).sum()
+            counts
         };
-        for bucket in first..=last {
-            let room = threshold.saturating_sub(window(&admitted, bucket + 1));
-            admitted.insert(bucket, decided.get(&bucket).copied().unwrap_or(0).min(room));
+        let (admitted, decided) = (by_bucket(arrivals), by_bucket(answered));
+        let mut windows = self.count(arrivals, flood);
+        for count in &mut windows.counts {
+            let first = count.start_ns / self.bucket_ns;
+            let last = first + self.buckets - 1;
+            let before: u64 = admitted.range(first..last).map(|(_, count)| count).sum();
+            count.full &= before + decided.get(&last).copied().unwrap_or(0) >= threshold;
         }
-        let full = (flood.start.div_ceil(self.bucket_ns) + self.buckets)..=last;
-        full.map(|end| window(&admitted, end)).min()
+        windows
     }
 
     /// The first window that contains the moment.
@@ -261,18 +270,25 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_stood_still_for_a_bucket_asked_for_less_than_is_allowed() {
+    fn a_machine_that_stood_still_for_a_bucket_says_nothing_about_its_windows() {
         let shape = Shape::of(1000);
         let every =
             |from_ms: u64, to_ms: u64| (from_ms..to_ms).step_by(10).map(|ms| at(ms, ms + 1));
+        let starts = |answered: &[Arrival], admitted: &[Arrival], threshold| {
+            let windows = shape.saturated(admitted, answered, 0..3000 * MS, threshold);
+            windows.full().map(|count| count.start_ns / MS).collect::<Vec<_>>()
+        };
         let busy: Vec<_> = every(0, 3000).collect();
-        assert_eq!(shape.demand(&busy, 0..3000 * MS, 40), Some(40));
+        assert_eq!(starts(&busy, &[], 40), [0, 500, 1000, 1500, 2000]);
 
         // What was sent at 1 s was answered at 1.6 s: in between nothing was decided.
         let stalled: Vec<_> =
             every(0, 1000).chain([at(1000, 1600)]).chain(every(1600, 3000)).collect();
-        assert_eq!(shape.demand(&stalled, 0..3000 * MS, 40), Some(0));
-        assert_eq!(shape.demand(&busy, 0..900 * MS, 40), None);
+        assert_eq!(starts(&stalled, &[], 40), [0, 1000, 1500, 2000]);
+        // The buckets before the last have room for what they have admitted, and no more.
+        let admitted: Vec<_> = every(500, 900).collect();
+        assert_eq!(starts(&stalled, &admitted, 40), [0, 500, 1000, 1500, 2000]);
+        assert_eq!(starts(&busy, &[], 51), [0; 0]);
     }
 
     #[test]

@@ -151,10 +151,10 @@ fn windows(
     let shared = all.iter().any(|other| {
         other.rule != part.rule && other.names.iter().any(|name| part.names.contains(name))
     });
-    let demand = shape.demand(answered, span, limit.requests());
-    let saturated = tightest && !shared && demand.is_some_and(|demand| demand >= limit.requests());
-    let used = saturated.then(|| windows.hardly_under(limit.requests()));
-    let run = windows.run();
+    let asked = shape.saturated(arrived, answered, span, limit.requests());
+    let saturated = tightest && !shared && asked.full().next().is_some();
+    let used = saturated.then(|| asked.hardly_under(limit.requests()));
+    let run = asked.run();
     let text = match (held, used) {
         (false, _) => "EXCEEDED".to_owned(),
         (true, Some(false)) => {

@@ -1,11 +1,12 @@
 //! A limit admits what it says: never more, hardly less, however many workers share it.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use sentinel_integration::accuracy::{self, Flood, Outcome};
 use sentinel_integration::client;
 use sentinel_integration::clock;
-use sentinel_integration::windows::Shape;
+use sentinel_integration::windows::{Arrival, Shape};
 
 use crate::world::{self, Setup};
 
@@ -88,6 +89,24 @@ fn check_flood(flood: &Flood) {
     let _turn = world::machine();
     let outcomes = flood.run_saturated(&world::envoy(), &world::dist()).unwrap();
     assert!(outcomes.iter().all(Outcome::exact), "\n{}", accuracy::table(&outcomes));
+}
+
+/// Of those that arrived, no window was charged with more than `threshold`, and where more was asked for, none with less
+/// than 99 % of it. A machine that found no time to ask for more in any window fails too.
+#[track_caller]
+pub(crate) fn assert_exact(
+    stat_interval_ms: u64,
+    threshold: u64,
+    arrivals: &[Arrival],
+    answered: &[Arrival],
+    flood: Range<u64>,
+) {
+    let shape = Shape::of(stat_interval_ms);
+    let windows = shape.count(arrivals, flood.clone());
+    assert!(windows.never_over(threshold), "over {threshold}: {:?}", windows.all());
+    let saturated = shape.saturated(arrivals, answered, flood, threshold);
+    assert!(saturated.full().next().is_some(), "never asked for more: {:?}", windows.all());
+    assert!(saturated.hardly_under(threshold), "under {threshold}: {:?}", saturated.all());
 }
 
 /// So that half a second passes before any window moves on.

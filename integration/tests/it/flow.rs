@@ -8,6 +8,7 @@ use sentinel_integration::load::Ask;
 use sentinel_integration::upstream;
 use sentinel_integration::windows::{Arrival, Shape};
 
+use crate::exact;
 use crate::world::{self, Setup};
 
 #[test]
@@ -174,8 +175,8 @@ fn a_pattern_is_exact_for_each_resource_under_flood() {
     let report = world.flood(&asks, 4000, 4);
 
     for (name, arrived) in world.upstream.take() {
-        let windows = Shape::of(1000).count(&arrived, report.span_ns.clone());
-        assert!(windows.never_over(50) && windows.hardly_under(50), "{name}: {:?}", windows.all());
+        let answered = &report.asks[&name].answered;
+        exact::assert_exact(1000, 50, &arrived, answered, report.span_ns.clone());
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sentinel_integration::clock;
 use sentinel_integration::load::{Ask, Rate, Until};
 use sentinel_integration::upstream;
-use sentinel_integration::windows::Shape;
 
+use crate::exact;
 use crate::world::{Setup, World};
 
 #[test]
@@ -49,8 +49,8 @@ fn without_the_service_limits_in_force_stay_exact_and_memory_does_not_grow() {
     let memory_after = world.envoy.memory_bytes().unwrap();
 
     let arrivals = upstream::only(world.upstream.take()).unwrap();
-    let windows = Shape::of(1000).count(&arrivals, report.span_ns);
-    assert!(windows.never_over(100) && windows.hardly_under(100), "{:?}", windows.all());
+    let answered = &report.asks["GET:/limited"].answered;
+    exact::assert_exact(1000, 100, &arrivals, answered, report.span_ns);
     let grown = memory_after.saturating_sub(memory_before);
     assert!(grown < 8 << 20, "Envoy grew by {grown} bytes while nobody drained its queue");
     assert!(world.stats().total("service_heartbeat_age_ms") > 10_000, "{world:?}");

@@ -10,8 +10,9 @@ use sentinel_integration::client;
 use sentinel_integration::clock;
 use sentinel_integration::load::{Ask, Rate, Until};
 use sentinel_integration::upstream::Behaviour;
-use sentinel_integration::windows::{Arrival, Shape};
+use sentinel_integration::windows::Arrival;
 
+use crate::exact;
 use crate::world::{Setup, World};
 
 #[test]
@@ -29,10 +30,9 @@ fn inbound_requests_a_second_are_exact_over_all_resources() {
 
     let mut all: Vec<Arrival> = world.upstream.take().into_values().flatten().collect();
     all.sort_unstable_by_key(|arrival| arrival.arrived_ns);
-    let windows = Shape::of(1000).count(&all, report.span_ns.clone());
-    assert!(windows.never_over(400), "{:?}", windows.all());
     // What the flow rule refused has cost the proxy nothing.
-    assert!(windows.hardly_under(400), "{:?}", windows.all());
+    let answered = [&report.asks["GET:/a"].answered[..], &report.asks["GET:/b"].answered].concat();
+    exact::assert_exact(1000, 400, &all, &answered, report.span_ns.clone());
     let asked = &report.asks["GET:/a"];
     assert_eq!(asked.status(200) + asked.status(503), asked.sent(), "{:?}", asked.by_status);
     world.assert_nothing_trapped();

@@ -416,7 +416,7 @@ fn a_breaker_that_opens_tells_and_closes_live_connections_where_the_rule_asks_fo
         tcp.upstream.behave(Manner::Talk);
         let mut live: Vec<_> = (0..8).map(|_| tcp.connect()).collect();
         for client in &mut live {
-            assert_eq!(client.hear(), Heard::Bytes(b"tick".to_vec()));
+            assert!(client.hear().text().starts_with("tick"));
         }
         tcp.upstream.behave(Manner::Reset);
         assert!(tcp.connect().is_admitted());

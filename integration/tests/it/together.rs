@@ -5,6 +5,7 @@ use sentinel_integration::load::Ask;
 use sentinel_integration::upstream;
 use sentinel_integration::windows::Shape;
 
+use crate::exact;
 use crate::world::Setup;
 
 #[test]
@@ -40,6 +41,5 @@ fn three_rules_whose_leases_are_held_crosswise_admit_what_they_allow() {
     let report = world.flood(&[Ask::get("/three")], 800, 6);
     let arrivals = upstream::only(world.upstream.take()).unwrap();
 
-    let windows = Shape::of(1000).count(&arrivals, report.span_ns);
-    assert!(windows.never_over(3) && windows.hardly_under(3), "{:?}", windows.all());
+    exact::assert_exact(1000, 3, &arrivals, &report.asks["GET:/three"].answered, report.span_ns);
 }

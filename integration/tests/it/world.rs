@@ -298,7 +298,7 @@ impl World {
         (report, done)
     }
 
-    /// GET `path` is answered with `status` within ten seconds, and so often in a row on connections of their own that no
+    /// GET `path` is answered with `status` within half a minute, and so often in a row on connections of their own that no
     /// worker answers otherwise.
     #[track_caller]
     pub(crate) fn becomes(&self, path: &str, status: u16) {
@@ -307,10 +307,10 @@ impl World {
         });
     }
 
-    /// Waits until `look` yields something, for ten seconds at most.
+    /// Waits until `look` yields something, for half a minute at most.
     #[track_caller]
     pub(crate) fn when<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        clock::wait_for(what, Duration::from_secs(10), || Ok(look()))
+        clock::wait_for(what, PATIENCE, || Ok(look()))
             .unwrap_or_else(|error| panic!("{error:#}; {self:?}"))
     }
 
@@ -338,8 +338,7 @@ impl World {
     /// The stats as soon as they are as `good` wants them, in ten seconds at most.
     #[track_caller]
     pub(crate) fn stats_when(&self, what: &str, good: impl Fn(&Stats) -> bool) -> Stats {
-        let waited =
-            clock::wait_for(what, Duration::from_secs(10), || Ok(Some(self.stats()).filter(&good)));
+        let waited = clock::wait_for(what, PATIENCE, || Ok(Some(self.stats()).filter(&good)));
         waited.unwrap_or_else(|error| {
             let series: Vec<_> = self.stats().series().collect();
             panic!("{error:#}; Sentinel's metrics: {series:?}; {self:?}")
@@ -349,7 +348,7 @@ impl World {
     /// The line of the access log that contains `text`, as soon as it is there.
     #[track_caller]
     pub(crate) fn access_logged(&self, text: &str) -> String {
-        clock::wait_for("a line in the access log", Duration::from_secs(10), || {
+        clock::wait_for("a line in the access log", PATIENCE, || {
             let log = std::fs::read_to_string(&self.access_log).unwrap_or_default();
             Ok(log.lines().find(|line| line.contains(text)).map(str::to_owned))
         })
@@ -359,7 +358,7 @@ impl World {
     /// A line that Envoy printed with `text` in it, upper or lower case, as soon as it is there.
     #[track_caller]
     pub(crate) fn printed(&self, text: &str) -> Vec<String> {
-        clock::wait_for(text, Duration::from_secs(10), || {
+        clock::wait_for(text, PATIENCE, || {
             let mut lines = self.envoy.log_lines("")?;
             lines.retain(|line| line.to_lowercase().contains(text));
             Ok(Some(lines).filter(|lines| !lines.is_empty()))
@@ -479,3 +478,6 @@ fn given(variable: &str, places: &[&Path], within: &str) -> PathBuf {
         ),
     }
 }
+
+/// How long a state may take to come about: a busy machine may take long for it.
+const PATIENCE: Duration = Duration::from_secs(30);

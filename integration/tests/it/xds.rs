@@ -7,10 +7,10 @@ use sentinel_integration::client::{self, Client};
 use sentinel_integration::clock;
 use sentinel_integration::envoy::DRAIN;
 use sentinel_integration::load::{Ask, Rate};
-use sentinel_integration::windows::Shape;
 use sentinel_integration::xds;
 use serde_json::{Value, json};
 
+use crate::exact;
 use crate::world::{ByXds, IN_A_ROW, Setup, World, document};
 
 const IN_LISTENER: &str =
@@ -144,8 +144,8 @@ fn a_listener_that_drains_and_its_successor_keep_one_limit_and_the_newer_says_wh
 
     println!("the old listener's rules left after {drained:?}");
     assert!(drained + Duration::from_secs(1) > DRAIN, "it left while it drained: {drained:?}");
-    let windows = Shape::of(1000).count(&world.upstream.take()["GET:/a"], report.span_ns);
-    assert!(windows.never_over(200) && windows.hardly_under(200), "{:?}", windows.all());
+    let arrivals = &world.upstream.take()["GET:/a"];
+    exact::assert_exact(1000, 200, arrivals, &report.asks["GET:/a"].answered, report.span_ns);
     assert_eq!(world.get("/new").status, 429);
     world.assert_nothing_trapped();
 }
