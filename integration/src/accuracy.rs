@@ -121,23 +121,29 @@ impl Flood {
         Ok(self.limits.iter().map(outcome).collect())
     }
 
-    /// Runs it again, a few times at most, where the machine was too busy to offer each limit more than it allows in a single
-    /// window.
+    /// Runs it again where the machine was too busy to offer each limit more than it allows in a single window, from the third
+    /// time on with half of what such a limit allows: the outcome says what was tried.
     ///
     /// # Errors
     ///
     /// As [`run`](Self::run), and when the machine stays too busy.
     pub fn run_saturated(&self, binary: &Path, dist: &Path) -> Result<Vec<Outcome>> {
-        for _ in 0..TRIES {
-            let outcomes = self.run(binary, dist)?;
+        let mut flood = self.clone();
+        for number in 1..=TRIES {
+            let outcomes = flood.run(binary, dist)?;
             // What was exceeded was exceeded, however busy the machine.
             if outcomes.iter().all(|outcome| outcome.was_saturated() || !outcome.never_over()) {
                 return Ok(outcomes);
             }
+            for (limit, outcome) in flood.limits.iter_mut().zip(&outcomes) {
+                if number > 1 && !outcome.was_saturated() {
+                    limit.threshold = limit.threshold.div_ceil(2);
+                }
+            }
         }
         bail!(
             "the machine is too busy to offer more than {:?} allow: run it again with less beside it",
-            self.limits
+            flood.limits
         )
     }
 }
@@ -315,5 +321,5 @@ pub fn table(outcomes: &[Outcome]) -> Table {
     table
 }
 
-const TRIES: u32 = 12;
+const TRIES: u32 = 8;
 const BEFORE_BUCKET: Duration = Duration::from_millis(300);

@@ -326,6 +326,11 @@ mod tests {
                 kind: kind.map(ToOwned::to_owned),
             })
             .collect();
-        Package { name: name.to_owned(), manifest_path: PathBuf::new(), dependencies }
+        Package {
+            name: name.to_owned(),
+            manifest_path: PathBuf::new(),
+            dependencies,
+            targets: Vec::new(),
+        }
     }
 }

@@ -49,6 +49,17 @@ pub(crate) struct Package {
     pub(crate) manifest_path: PathBuf,
     /// What it asks for, of ours and of others.
     pub(crate) dependencies: Vec<Dependency>,
+    /// What cargo makes of it.
+    pub(crate) targets: Vec<Target>,
+}
+
+/// A library or a program of a package.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Target {
+    /// Its name.
+    pub(crate) name: String,
+    /// `lib`, `bin`, `test` and so on.
+    pub(crate) kind: Vec<String>,
 }
 
 /// A package that another one asks for.

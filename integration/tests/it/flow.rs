@@ -59,20 +59,18 @@ fn a_threshold_by_memory_lies_on_the_line_between_the_marks_where_the_memory_lie
     let report = world.flood(&asks, 6000, 4);
     let arrivals = world.upstream.take();
 
-    let busiest = |id: &str| {
-        let windows =
-            Shape::of(1000).count(&arrivals[&format!("GET:/{id}")], report.span_ns.clone());
-        (windows.busiest_certain(), windows.least_possible().unwrap_or(0))
-    };
-    let (low, high, between) = (busiest("low"), busiest("high"), busiest("between"));
-    println!("low {low:?}, high {high:?}, between {between:?}");
-    assert!(low.0 <= 1000 && low.1 >= 990, "{low:?}");
-    assert!(high.0 <= 100 && high.1 >= 99, "{high:?}");
+    for (name, threshold) in [("GET:/low", 1000), ("GET:/high", 100)] {
+        let answered = &report.asks[name].answered;
+        exact::assert_exact(1000, threshold, &arrivals[name], answered, report.span_ns.clone());
+    }
+    let windows = Shape::of(1000).count(&arrivals["GET:/between"], report.span_ns);
+    let between = windows.busiest_certain();
+    println!("{between} between");
     // Envoy's memory moves while it serves: on the line, but not at a point that could be foreseen.
     let threshold = world.stats().rule("between", "threshold");
     assert!((101..1000).contains(&threshold), "{threshold}");
-    assert!((101..1000).contains(&between.0), "{between:?}");
-    assert!(between.0.abs_diff(threshold) * 100 <= threshold * 25, "{between:?}, {threshold}");
+    assert!((101..1000).contains(&between), "{between}");
+    assert!(between.abs_diff(threshold) * 100 <= threshold * 25, "{between}, {threshold}");
     world.assert_nothing_trapped();
 }
 
@@ -174,10 +172,12 @@ fn a_pattern_is_exact_for_each_resource_under_flood() {
     wait_for_bucket(Shape::of(1000));
     let report = world.flood(&asks, 4000, 4);
 
+    let mut saturated = 0;
     for (name, arrived) in world.upstream.take() {
         let answered = &report.asks[&name].answered;
-        exact::assert_exact(1000, 50, &arrived, answered, report.span_ns.clone());
+        saturated += exact::assert_held(1000, 50, &arrived, answered, report.span_ns.clone());
     }
+    assert!(saturated > 0, "never asked for more than is allowed");
 }
 
 /// What arrived in each second, from the first in which anything did.

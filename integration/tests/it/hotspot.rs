@@ -303,4 +303,4 @@ pub(crate) fn statuses(
     (0..count).map(|_| world.client().send("GET", path, headers).unwrap().status).collect()
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);

@@ -701,7 +701,7 @@ impl Call {
     }
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server of WebSockets that counts frames of data and pings.
 struct Sockets {

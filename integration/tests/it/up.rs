@@ -38,11 +38,11 @@ impl Terminal {
         client::get(self.up.envoy().proxy(), path).unwrap().status
     }
 
-    /// Follows the directory until each path is answered with its status, which must be within two seconds.
+    /// Follows the directory until each path is answered with its status, which must be soon.
     #[track_caller]
     fn follows(&mut self, what: &str, expected: &[(&str, u16)]) {
         let edited = clock::now();
-        clock::wait_for(what, Duration::from_secs(10), || {
+        clock::wait_for(what, Duration::from_secs(30), || {
             self.up.follow(&mut self.printed)?;
             clock::pause(Duration::from_millis(60));
             // On each worker.
@@ -52,7 +52,7 @@ impl Terminal {
         .unwrap_or_else(|error| panic!("{error:#}; printed: {}; {:?}", self.text(), self.up));
         let took = clock::now() - edited;
         println!("{what}: followed after {took:?}");
-        assert!(took < Duration::from_secs(2), "{what}: {took:?}; printed: {}", self.text());
+        assert!(took < world::FOLLOWED, "{what}: {took:?}; printed: {}", self.text());
     }
 
     fn text(&self) -> String {

@@ -481,3 +481,7 @@ fn given(variable: &str, places: &[&Path], within: &str) -> PathBuf {
 
 /// How long a state may take to come about: a busy machine may take long for it.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long rules and totals may be on their way: two seconds are promised, and a busy machine adds some. What it really
+/// takes is printed.
+pub(crate) const FOLLOWED: Duration = Duration::from_secs(6);
