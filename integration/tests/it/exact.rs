@@ -101,7 +101,12 @@ pub(crate) fn assert_exact(
     flood: Range<u64>,
 ) {
     let saturated = assert_held(stat_interval_ms, threshold, arrivals, answered, flood);
-    assert!(saturated > 0, "never asked for more than {threshold}: {arrivals:?}");
+    assert!(
+        saturated > 0,
+        "the machine was too busy to ask for more than {threshold} in any window: {} of {} went",
+        arrivals.len(),
+        answered.len()
+    );
 }
 
 /// No window was charged with more than `threshold`, and where more was asked for, none with less than 99 % of it. In how

@@ -61,16 +61,19 @@ fn a_threshold_by_memory_lies_on_the_line_between_the_marks_where_the_memory_lie
 
     for (name, threshold) in [("GET:/low", 1000), ("GET:/high", 100)] {
         let answered = &report.asks[name].answered;
-        exact::assert_exact(1000, threshold, &arrivals[name], answered, report.span_ns.clone());
+        exact::assert_held(1000, threshold, &arrivals[name], answered, report.span_ns.clone());
     }
-    let windows = Shape::of(1000).count(&arrivals["GET:/between"], report.span_ns);
-    let between = windows.busiest_certain();
-    println!("{between} between");
     // Envoy's memory moves while it serves: on the line, but not at a point that could be foreseen.
     let threshold = world.stats().rule("between", "threshold");
     assert!((101..1000).contains(&threshold), "{threshold}");
-    assert!((101..1000).contains(&between), "{between}");
-    assert!(between.abs_diff(threshold) * 100 <= threshold * 25, "{between}, {threshold}");
+    let answered = &report.asks["GET:/between"].answered;
+    let windows =
+        Shape::of(1000).saturated(&arrivals["GET:/between"], answered, report.span_ns, threshold);
+    let between = windows.busiest_certain();
+    println!("{between} between, where {threshold} is the threshold");
+    assert!(between * 100 <= threshold * 125, "{between}, {threshold}");
+    let asked = windows.full().next().is_some();
+    assert!(!asked || between * 100 >= threshold * 75, "{between}, {threshold}");
     world.assert_nothing_trapped();
 }
 
