@@ -121,6 +121,10 @@ impl<'y> SimHost<'y> {
         Self { process, vm, scheduler: Some(scheduler), seen: Seen::default() }
     }
 
+    pub(crate) fn vm(&self) -> u32 {
+        self.vm
+    }
+
     pub(crate) fn take_seen(&mut self) -> Seen {
         std::mem::take(&mut self.seen)
     }
@@ -152,7 +156,10 @@ impl Host for SimHost<'_> {
     }
 
     fn load(&mut self, key: Key, value: &mut Vec<u8>) -> Result<Option<Cas>, HostError> {
-        let cas = self.call(Call::Load(key), |process| process.load(key, value));
+        let cas = self.call(Call::Load(key), |process| {
+            value.clear();
+            process.fails(Some(key)).map(|()| process.load(key, value))
+        })?;
         match key {
             Key::Ledger(_) | Key::Set(_) => {
                 if let Ok((stamp, value)) = ledger::decode(value) {
@@ -176,14 +183,18 @@ impl Host for SimHost<'_> {
 
     fn store(&mut self, key: Key, value: &[u8], expected: Cas) -> Result<Stored, HostError> {
         let vm = self.vm;
-        let stored = self.call(Call::Store(key), |process| process.store(vm, key, value, expected));
+        let stored = self.call(Call::Store(key), |process| {
+            process.fails(Some(key)).map(|()| process.store(vm, key, value, expected))
+        })?;
         self.seen.note(key, value, stored);
         Ok(stored)
     }
 
     fn create(&mut self, key: Key, value: &[u8]) -> Result<Stored, HostError> {
         let vm = self.vm;
-        let stored = self.call(Call::Create(key), |process| process.create(vm, key, value));
+        let stored = self.call(Call::Create(key), |process| {
+            process.fails(Some(key)).map(|()| process.create(vm, key, value))
+        })?;
         self.seen.note(key, value, stored);
         Ok(stored)
     }
@@ -194,11 +205,16 @@ impl Host for SimHost<'_> {
     }
 
     fn resolve_queue(&mut self) -> Result<Option<Queue>, HostError> {
-        Ok(self.call(Call::Queue("resolves"), |process| process.resolve_queue()).map(Queue))
+        let found = self.call(Call::Queue("resolves"), |process| {
+            process.fails(None).map(|()| process.resolve_queue())
+        })?;
+        Ok(found.map(Queue))
     }
 
     fn enqueue(&mut self, queue: Queue, frame: &[u8]) -> Result<(), HostError> {
-        self.call(Call::Queue("puts a frame on"), |process| process.enqueue(queue.0, frame))
+        self.call(Call::Queue("puts a frame on"), |process| {
+            process.fails(None).and_then(|()| process.enqueue(queue.0, frame))
+        })
     }
 
     fn dequeue(&mut self, queue: Queue, frame: &mut Vec<u8>) -> Result<bool, HostError> {

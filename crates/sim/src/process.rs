@@ -25,6 +25,8 @@ pub struct Process {
     /// The wall clock in nanoseconds since the Unix epoch at monotonic time 0: a step of the wall clock
     /// changes it.
     pub wall_at_zero_ns: u64,
+    /// One of so many calls fails now; 0: none.
+    pub fails_one_in: u32,
     random: fastrand::Rng,
     signals: [u64; Signal::ALL.len()],
     journal: Option<Vec<Write>>,
@@ -54,6 +56,7 @@ impl Process {
             stats: Stats::default(),
             monotonic_ns: 0,
             wall_at_zero_ns: wall_ns,
+            fails_one_in: 0,
             random,
             signals: [0; Signal::ALL.len()],
             journal: None,
@@ -69,6 +72,19 @@ impl Process {
     /// The writes since the last call, oldest first.
     pub fn take_writes(&mut self) -> Vec<Write> {
         self.journal.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Whether the call on `key` that is made now fails. (A VM that cannot read the seeds is on its own, and agrees with
+    /// nobody: nothing is promised of it.)
+    pub(crate) fn fails(&mut self, key: Option<Key>) -> Result<(), HostError> {
+        const INTERNAL_FAILURE: u32 = 10;
+        if key == Some(Key::Seeds) {
+            return Ok(());
+        }
+        if self.fails_one_in > 0 && self.random.u32(..self.fails_one_in) == 0 {
+            return Err(HostError::Status(INTERNAL_FAILURE));
+        }
+        Ok(())
     }
 
     pub(crate) fn random(&mut self) -> u64 {

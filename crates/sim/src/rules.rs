@@ -5,7 +5,7 @@ use sentinel_core::{
     rule::{
         BreakerStrategy, CircuitBreakerRule, Common, Control, FlowRule, HotspotMetric, HotspotRule,
         IsolationRule, LimitApp, Overflow, ParamPick, Rule, SystemMetric, SystemRule, Target,
-        TokenCalculate,
+        TokenCalculate, Unit,
     },
     warm_up::WarmUp,
 };
@@ -96,6 +96,17 @@ pub fn shadow(mut rule: Rule) -> Rule {
     rule
 }
 
+/// The same rule, which counts messages.
+#[must_use]
+pub fn of_messages(mut rule: Rule) -> Rule {
+    if let Rule::Flow(FlowRule { common, .. }) | Rule::Hotspot(HotspotRule { common, .. }) =
+        &mut rule
+    {
+        common.unit = Unit::Message;
+    }
+    rule
+}
+
 /// A resource, or `*` for all that no other rule of the kind names.
 fn target(resource: &str) -> Target {
     if resource == "*" { Target::Default } else { Target::Resource(resource.to_owned()) }
@@ -130,6 +141,17 @@ pub(crate) fn draw_rule(random: &mut fastrand::Rng, id: &str, resource: usize) -
         15 => system(id, SystemMetric::InboundQps, draw_threshold(random) * 2.0),
         _ => flow(id, &resource, draw_threshold(random), 1_000),
     };
+    // Messages at a pace of their own wait in a way that only the filter knows.
+    let is_plain = match &rule {
+        Rule::Flow(flow) => flow.control == Control::Reject,
+        Rule::Hotspot(rule) => matches!(rule.metric, HotspotMetric::Reject { .. }),
+        Rule::Authority(_)
+        | Rule::System(_)
+        | Rule::Isolation(_)
+        | Rule::Gateway(_)
+        | Rule::CircuitBreaker(_) => false,
+    };
+    let rule = if is_plain && random.u8(..6) == 0 { of_messages(rule) } else { rule };
     if random.u8(..10) == 0 { shadow(rule) } else { rule }
 }
 

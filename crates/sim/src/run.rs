@@ -13,7 +13,7 @@ use std::{
 };
 
 use sentinel_core::{
-    rule::{Control, Rule, Target, TokenCalculate},
+    rule::{Control, Rule, Target, TokenCalculate, Unit},
     time::Nanos,
 };
 
@@ -67,6 +67,11 @@ pub struct Report {
     pub stranded: Vec<u64>,
     /// For each rule of the first set: what each whole window admitted.
     pub windows: Vec<Vec<u64>>,
+    /// Messages that went on.
+    pub messages: u64,
+    /// Messages that were refused.
+    pub messages_refused: u64,
+    pub(crate) messages_lost_at_most: u64,
     pub(crate) pass_lost_at_most: u64,
     pub(crate) block_lost_at_most: u64,
 }
@@ -200,6 +205,20 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
             ));
         }
     }
+    let messages = [
+        (".message_pass_total", report.messages),
+        (".message_block_total", report.messages_refused),
+    ];
+    for (end, answered) in messages {
+        let counted = world.stats_ending(end);
+        let lost_at_most = report.messages_lost_at_most;
+        if counted > answered || counted + lost_at_most < answered {
+            return Err(format!(
+                "all {end} are {counted}, but {answered} were answered, of which trapped workers may lose {lost_at_most}"
+            ));
+        }
+    }
+    check_rules_in_force(world, scenario)?;
     let frames_lost = world.stat("sentinel.frames_lost");
     if frames_lost > 0 {
         return Err(format!("{frames_lost} frames are lost, though the queue loses none"));
@@ -208,6 +227,7 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
     if keys > most {
         return Err(format!("shared data has {keys} keys, and {most} are enough"));
     }
+    check_sizes(world)?;
     // A worker sends once a second, and no more when the service has been silent for three; where a rule waits
     // for what it says, each 5 ms.
     let each = if scenario.needs_service() { 3_100 / 5 } else { 6 };
@@ -229,6 +249,9 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
             ));
         }
         check_windows_of_service(world, scenario)?;
+        if scenario.rule_sets.len() == 1 && scenario.stall_one_in == 0 {
+            world.checker.breakers_have_opened()?;
+        }
         check_hardly_under(world, scenario)?;
     }
     let (from, until) = (Nanos::new(0), world.clock());
@@ -246,6 +269,42 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
     Ok(())
 }
 
+/// The newest rules are those that were configured last, if there still is a service.
+fn check_rules_in_force(world: &World<'_>, scenario: &Scenario) -> Result<(), Broken> {
+    if !world.has_service() {
+        return Ok(());
+    }
+    let Some((_, configured)) = scenario.rule_sets.last() else { return Ok(()) };
+    let in_force = world.checker.rules_in_force();
+    let (in_force, configured): (BTreeSet<_>, BTreeSet<_>) = (
+        in_force.iter().map(|rule| format!("{rule:?}")).collect(),
+        configured.iter().map(|rule| format!("{rule:?}")).collect(),
+    );
+    if in_force == configured {
+        return Ok(());
+    }
+    let (published, wanted) = (in_force.len(), configured.len());
+    Err(format!("the {published} rules in force are not the {wanted} that were configured last"))
+}
+
+/// No value in shared data is larger than what it speaks of: rules, VMs that have ever been, and a table's values.
+fn check_sizes(world: &World<'_>) -> Result<(), Broken> {
+    const PER_VM: usize = 32;
+    const PER_RULE: usize = 600;
+    const LEDGER: usize = 400;
+    const VALUES: usize = 33;
+    let (vms, rules) = (world.vms(), world.checker.rules_most());
+    for (key, size) in world.sizes() {
+        let ledger = LEDGER + vms * PER_VM;
+        let is_table = key.starts_with("sentinel/t/");
+        let most = if is_table { VALUES * ledger } else { ledger + rules * PER_RULE };
+        if size > most {
+            return Err(format!("{key} has {size} bytes in shared data, and {most} are enough"));
+        }
+    }
+    Ok(())
+}
+
 /// The service has counted every request, once. (A resource that leaves the rules begins anew when it comes
 /// back, so that only those runs are looked at in which none leaves.)
 fn check_windows_of_service(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broken> {
@@ -257,18 +316,22 @@ fn check_windows_of_service(world: &mut World<'_>, scenario: &Scenario) -> Resul
     let sets: Vec<BTreeSet<String>> =
         scenario.rule_sets.iter().map(|(_, rules)| ruled_by(rules)).collect();
     let leaves = sets.windows(2).any(|pair| matches!(pair, [old, new] if !old.is_subset(new)));
-    if leaves || world.elapsed() > REMEMBERED {
+    // Without wake-ups a frame may come so late that it counts in no window.
+    if leaves || scenario.wake_ups_lost_one_in > 0 || world.elapsed() > REMEMBERED {
         return Ok(());
     }
     let ruled = sets.iter().flatten().map(String::as_str).collect::<BTreeSet<_>>();
     let mut sum = Counted::default();
     for resource in ruled.into_iter().chain(["other"]) {
-        let main = world.main_thread();
-        if let Some(Done::Counted(counted)) = world.drive(main, Order::Count(resource.into()))? {
-            sum.window.pass += counted.window.pass;
-            sum.window.block += counted.window.block;
-            sum.window.complete += counted.window.complete;
-            sum.in_flight += counted.in_flight;
+        // Of two services one has heard all and the other nothing.
+        for thread in (world.main_thread()..).take(2) {
+            let counted = world.drive(thread, Order::Count(resource.into()))?;
+            if let Some(Done::Counted(counted)) = counted {
+                sum.window.pass += counted.window.pass;
+                sum.window.block += counted.window.block;
+                sum.window.complete += counted.window.complete;
+                sum.in_flight += counted.in_flight;
+            }
         }
     }
     let Counted { window, in_flight } = sum;
@@ -293,8 +356,9 @@ fn check_hardly_under(world: &World<'_>, scenario: &Scenario) -> Result<(), Brok
     for traffic in &scenario.traffic {
         let Pattern::Flood { per_second } = traffic.pattern else { continue };
         let applies = |rule: &&Rule| {
-            rule.resource() == &*traffic.resource
-                || !matches!(rule.target(), Some(Target::Resource(_)))
+            rule.common().unit == Unit::Request
+                && (rule.resource() == &*traffic.resource
+                    || !matches!(rule.target(), Some(Target::Resource(_))))
         };
         let mut of_resource = rules.iter().filter(applies);
         let (Some(rule), None) = (of_resource.next(), of_resource.next()) else { continue };

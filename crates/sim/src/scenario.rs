@@ -10,7 +10,7 @@ use sentinel_core::{
     rule::Rule,
 };
 
-use crate::rules::{change_threshold, draw_rule, name, pick};
+use crate::rules::{change_threshold, draw_rule, name, pick, throttling};
 
 /// One millisecond.
 pub const MS: u64 = 1_000_000;
@@ -44,6 +44,27 @@ pub struct Scenario {
     pub settings: Settings,
     /// From when until when every request ends as an error.
     pub outages: Vec<(u64, u64)>,
+    /// From when until when one of so many host calls fails.
+    pub failures: Option<Failures>,
+    /// One of so many wake-ups is lost; 0: none.
+    pub wake_ups_lost_one_in: u32,
+    /// One of so many wake-ups comes twice; 0: none.
+    pub wake_ups_repeated_one_in: u32,
+    /// When a second service with the same configuration starts, if one does.
+    pub second_service: Option<u64>,
+    /// Whether, after all that, every resource whose rules allow it must be reached again.
+    pub recovers: bool,
+}
+
+/// Host calls that fail, without having done anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failures {
+    /// From when.
+    pub from: u64,
+    /// Until when.
+    pub until: u64,
+    /// One of so many calls, 1 or more.
+    pub one_in: u32,
 }
 
 /// A stream of requests.
@@ -63,6 +84,8 @@ pub struct Traffic {
     pub fails_one_in: u32,
     /// One of so many that wait is given up by its client; 0: none.
     pub gives_up_one_in: u32,
+    /// Pieces of a stream that its client sends while it is open, each with one message or some.
+    pub pieces: u32,
 }
 
 /// How requests come.
@@ -106,6 +129,15 @@ pub enum Fault {
     StallMain(u64),
     /// The wall clock is set forward by so much.
     StepWall(u64),
+    /// The wall clock is set back by so much.
+    StepWallBack(u64),
+    /// Envoy tries the service's configuration in a VM that it throws away.
+    Canary,
+    /// An update brings a new root context, and the one that drove a worker's timer is gone with its timer.
+    ReplaceRoot {
+        /// Which thread.
+        worker: usize,
+    },
 }
 
 impl Scenario {
@@ -123,6 +155,11 @@ impl Scenario {
             service: true,
             settings: Settings::DEFAULT,
             outages: Vec::new(),
+            failures: None,
+            wake_ups_lost_one_in: 0,
+            wake_ups_repeated_one_in: 0,
+            second_service: None,
+            recovers: false,
         }
     }
 
@@ -159,6 +196,13 @@ impl Scenario {
                 rules.push(draw_rule(&mut random, &format!("rule-{resource}-{index}"), resource));
             }
         }
+        if random.u8(..10) == 0 {
+            // One that refuses after the other has given its slot.
+            let threshold = f64::from(random.u32(5..200));
+            for (id, waits_ms) in [("pace-0", 2_000), ("pace-1", *pick(&mut random, &[0, 20]))] {
+                rules.push(throttling(id, &name(0), threshold, waits_ms));
+            }
+        }
         scenario.draw_traffic(&mut random, &rules, resources);
         if rules.iter().any(|rule| matches!(rule, Rule::CircuitBreaker(_))) {
             let from = random.u64(..scenario.duration);
@@ -171,12 +215,49 @@ impl Scenario {
         if random.bool() {
             scenario.draw_faults(&mut random);
         }
+        if random.u8(..4) == 0 {
+            scenario.wake_ups_lost_one_in = *pick(&mut random, &[1, 2, 10]);
+            scenario.wake_ups_repeated_one_in = *pick(&mut random, &[0, 1, 3]);
+        }
+        if random.u8(..8) == 0 {
+            scenario.second_service = Some(random.u64(..scenario.duration));
+        }
+        if random.u8(..10) == 0 {
+            let from = random.u64(..scenario.duration);
+            let until = from + random.u64(5 * MS..800 * MS);
+            let one_in = *pick(&mut random, &[1, 3, 30]);
+            scenario.failures = Some(Failures { from, until, one_in });
+            scenario.grace = scenario.grace.max(SECOND);
+        }
+        let traps = |(_, fault): &(u64, Fault)| matches!(fault, Fault::TrapWorker { .. });
+        if random.u8(..6) == 0 && !scenario.faults.iter().any(traps) {
+            // Requests that are open for longer than a worker is taken to live without a word.
+            scenario.settings.worker_ttl_ms = 2_000;
+            scenario.settings.orphan_ttl_ms = 1_000;
+            scenario.duration = scenario.duration.max(6 * SECOND);
+            for traffic in &mut scenario.traffic {
+                traffic.open_ns = 7 * SECOND;
+            }
+        }
+        scenario.recovers = !scenario.is_faultless();
         scenario
     }
 
     /// Whether everybody lives and the main thread runs, throughout.
     pub fn is_faultless(&self) -> bool {
-        self.service && self.faults.iter().all(|(_, fault)| matches!(fault, Fault::StepWall(_)))
+        let is_harmless = |fault: &Fault| match fault {
+            Fault::StepWall(_)
+            | Fault::StepWallBack(_)
+            | Fault::Canary
+            | Fault::ReplaceRoot { .. } => true,
+            Fault::TrapWorker { .. }
+            | Fault::TrapService { .. }
+            | Fault::KillService
+            | Fault::StallMain(_) => false,
+        };
+        self.service
+            && self.failures.is_none()
+            && self.faults.iter().all(|(_, fault)| is_harmless(fault))
     }
 
     fn draw_traffic(&mut self, random: &mut fastrand::Rng, rules: &[Rule], resources: usize) {
@@ -194,7 +275,8 @@ impl Scenario {
             };
             self.traffic.push(Traffic {
                 batch: if random.u8(..6) == 0 { random.u32(2..4) } else { 1 },
-                open_ns: *pick(random, &[0, MS, 40 * MS, 200 * MS]),
+                open_ns: *pick(random, &[0, MS, 40 * MS, 200 * MS, 2 * SECOND]),
+                pieces: *pick(random, &[0, 0, 1, 5]),
                 users: *pick(random, &[0, 1, 3, 40, 1_000]),
                 fails_one_in: *pick(random, &[0, 0, 2, 20]),
                 gives_up_one_in: *pick(random, &[0, 5]),
@@ -232,16 +314,24 @@ impl Scenario {
     fn draw_faults(&mut self, random: &mut fastrand::Rng) {
         for _ in 0..random.u8(1..4) {
             let after_calls = random.u32(..40);
-            let fault = match random.u8(..6) {
-                0..=2 => Fault::TrapWorker { worker: random.usize(..self.workers), after_calls },
-                3 => Fault::TrapService { after_calls },
-                4 => Fault::StallMain(random.u64(50 * MS..1_600 * MS)),
-                _ => Fault::StepWall(random.u64(..3_600 * SECOND)),
+            let worker = random.usize(..self.workers);
+            let fault = match random.u8(..11) {
+                0..=3 => Fault::TrapWorker { worker, after_calls },
+                4 => Fault::TrapService { after_calls },
+                5 => Fault::StallMain(random.u64(50 * MS..2_200 * MS)),
+                6 => Fault::StepWall(random.u64(..3_600 * SECOND)),
+                7 => Fault::StepWallBack(random.u64(..3_600 * SECOND)),
+                8 => Fault::Canary,
+                9 => Fault::KillService,
+                _ => Fault::ReplaceRoot { worker },
             };
             self.faults.push((random.u64(..self.duration), fault));
         }
+        // Short enough that what died is given up within the run, and longer than any request is open.
+        self.settings.worker_ttl_ms = 3_000;
+        self.settings.orphan_ttl_ms = 2_000;
         // Long enough for a revived service to get its role.
-        self.grace = 4 * SECOND;
+        self.grace = 4 * SECOND + 200 * MS;
     }
 }
 
@@ -256,6 +346,7 @@ impl Traffic {
             users: 0,
             fails_one_in: 0,
             gives_up_one_in: 0,
+            pieces: 0,
         }
     }
 }

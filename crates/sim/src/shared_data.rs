@@ -47,6 +47,11 @@ impl SharedData {
         Ok(())
     }
 
+    /// All keys and the size of their values.
+    pub fn sizes(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.values.iter().map(|(key, (value, _))| (key.as_str(), value.len()))
+    }
+
     /// How many keys there are: never fewer than before.
     pub fn keys(&self) -> usize {
         self.values.len()

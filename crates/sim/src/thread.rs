@@ -22,6 +22,10 @@ pub(crate) struct Thread {
     pub(crate) period_ms: u32,
     /// Requests passed and refused since the end of the last tick.
     pub(crate) unreported: (u64, u64),
+    /// The same of messages.
+    pub(crate) unreported_messages: u64,
+    /// Calls since the beginning of the order in hand.
+    pub(crate) calls: u32,
     entering: Option<Order>,
 }
 
@@ -37,6 +41,8 @@ impl Default for Thread {
             armed: 0,
             period_ms: 0,
             unreported: (0, 0),
+            unreported_messages: 0,
+            calls: 0,
             entering: None,
         }
     }
@@ -72,6 +78,7 @@ impl Thread {
     pub(crate) fn begin_next(&mut self) -> bool {
         self.next = self.inbox.pop_front();
         self.entering = self.next.clone();
+        self.calls = 0;
         self.is_busy()
     }
 

@@ -10,13 +10,14 @@ use corosensei::{Coroutine, Yielder};
 use sentinel_core::{
     config::ServiceConfig,
     param::{Param, ParamValue, Request},
+    rule::Unit,
     stat::MetricBucket,
     time::{Nanos, Span},
 };
 use sentinel_engine::{
     Next,
     service::Service,
-    worker::{Call as Question, Outcome, Verdict, Worker},
+    worker::{Call as Question, MessageVerdict, Messages, Outcome, Verdict, Worker},
 };
 
 use crate::{
@@ -38,6 +39,17 @@ pub(crate) enum Order {
         resource: Rc<str>,
         /// How much it counts.
         batch: u32,
+        /// Whose it is.
+        user: Option<u32>,
+    },
+    /// A stream's client sends messages.
+    Send {
+        /// The stream.
+        stream: u64,
+        /// Its resource.
+        resource: Rc<str>,
+        /// How many.
+        count: u32,
         /// Whose it is.
         user: Option<u32>,
     },
@@ -94,10 +106,14 @@ pub(crate) enum Done {
 /// A decision, and what it was taken from.
 #[derive(Debug)]
 pub(crate) struct Answer {
+    /// Who answers.
+    pub(crate) vm: u32,
     /// The request.
     pub(crate) stream: u64,
     /// Its resource.
     pub(crate) resource: Rc<str>,
+    /// What is counted: the request, or messages of its stream.
+    pub(crate) unit: Unit,
     /// How much it counts.
     pub(crate) batch: u32,
     /// Whose it is.
@@ -246,12 +262,50 @@ fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order
                 let (rules_version, seen) = (worker.rules_version(), host.take_seen());
                 let busy = worker.busy();
                 Done::Answered(Answer {
+                    vm: host.vm(),
                     stream,
                     resource,
+                    unit: Unit::Request,
                     batch,
                     user,
                     decision,
                     busy,
+                    rules_version,
+                    seen,
+                })
+            }
+            // Streams end before what was on its way for them.
+            (Order::Send { stream, resource, count, user }, Some(worker))
+                if open.contains_key(&stream) =>
+            {
+                host.take_seen();
+                let question = Question {
+                    resource: resource.as_bytes(),
+                    batch: 1,
+                    inbound: true,
+                    stream: u32::try_from(stream).unwrap_or(u32::MAX),
+                    before_first_rules: None,
+                };
+                let messages = Messages { count, held: None };
+                let verdict = worker.enter_messages(host, &question, messages, &mut User(user));
+                let decision = match verdict {
+                    MessageVerdict::Pass => Decision::Passes,
+                    MessageVerdict::Wait => Decision::Waits(worker.time(host)),
+                    MessageVerdict::Blocked(blocked) => {
+                        let id = |rule: &sentinel_core::rule::Rule| rule.id().to_owned();
+                        Decision::RefusedBy(blocked.rule.as_deref().map(id).unwrap_or_default())
+                    }
+                };
+                let (rules_version, seen) = (worker.rules_version(), host.take_seen());
+                Done::Answered(Answer {
+                    vm: host.vm(),
+                    stream,
+                    resource,
+                    unit: Unit::Message,
+                    batch: count,
+                    user,
+                    decision,
+                    busy: worker.busy(),
                     rules_version,
                     seen,
                 })
@@ -265,11 +319,13 @@ fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order
             }
             (Order::Tick, Some(worker)) => {
                 let next = worker.tick(host);
+                worker.report_messages(host);
                 let due = std::iter::from_fn(|| worker.due(host)).map(u64::from).collect();
                 Done::Ticked(next, due)
             }
             (Order::Settle, Some(worker)) => {
                 worker.settle(host);
+                worker.report_messages(host);
                 let (version, incarnation) = (worker.rules_version(), worker.incarnation());
                 Done::Settled { version, incarnation }
             }
@@ -306,7 +362,9 @@ fn service(
                 Done::Counted(Counted { window, in_flight })
             }
             Order::Stop => return,
-            Order::GoOn | Order::Enter { .. } | Order::Exit { .. } => Done::Nothing,
+            Order::GoOn | Order::Enter { .. } | Order::Send { .. } | Order::Exit { .. } => {
+                Done::Nothing
+            }
         };
         order = scheduler.suspend(Said::Done(done));
     }

@@ -7,12 +7,16 @@
 use std::{
     cell::RefCell,
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     fmt,
     rc::Rc,
 };
 
-use sentinel_core::time::{Nanos, Span};
+use sentinel_core::{
+    ledger::breaker::PROBE_TIMEOUT,
+    rule::{HotspotMetric, Rule, SystemMetric, Target, TokenCalculate, Unit},
+    time::{Nanos, Span},
+};
 
 use crate::{
     checker::{Broken, Checker, TICK},
@@ -25,6 +29,13 @@ use crate::{
 
 /// A shell asks for this tick when a request finds the slow one armed.
 const FAST_TICK_MS: u32 = 10;
+
+/// No order of a few rules takes as many host calls: a VM that makes more goes round in circles.
+const CALLS_MOST: u32 = 200_000;
+
+/// How long after the last fault's traces are gone a request must have got through, and how often it is tried.
+const LIVE_WITHIN: u64 = 5 * SECOND;
+const TRIED_EACH: u64 = 50 * MS;
 
 /// Envoy's stat sink revives a trapped service at its next flush.
 const STATS_FLUSH: u64 = SECOND;
@@ -44,6 +55,14 @@ enum Event {
     End { thread: usize, vm: u32, stream: u64, failed: bool },
     /// The client of a request that waits is gone.
     GiveUp { stream: u64 },
+    /// A client sends messages.
+    Send { thread: usize, vm: u32, stream: u64, traffic: usize, count: u32 },
+    /// Host calls begin to fail, or fail no more.
+    Failing { one_in: u32 },
+    /// Another service starts.
+    Second,
+    /// A request that must get through by and by, now that all faults are over.
+    Probe { traffic: usize, left: u64 },
     /// A fault of the scenario.
     Fault { index: usize },
     /// A rule set of the scenario.
@@ -70,7 +89,7 @@ pub(crate) struct World<'a> {
     process: Rc<RefCell<Process>>,
     pub(crate) checker: Checker,
     pub(crate) report: Report,
-    /// The workers' threads; the main thread is the last.
+    /// The workers' threads, the main thread, and once more the main thread: for a second service.
     threads: Vec<Thread>,
     events: BinaryHeap<Reverse<(u64, u32, Event)>>,
     now: u64,
@@ -78,12 +97,18 @@ pub(crate) struct World<'a> {
     next_stream: u64,
     /// Requests on their way, and which traffic they are of.
     asked: BTreeMap<u64, usize>,
+    /// Whose a stream is.
+    users: BTreeMap<u64, u32>,
     rules: usize,
     /// Requests at the upstream, whose end is planned.
     open: usize,
     waiting: BTreeMap<u64, Waiting>,
-    /// The service's VM.
-    service: Option<u32>,
+    /// VMs of the service.
+    services: BTreeSet<u32>,
+    /// Resources for which a request has got through since all faults are over.
+    got_through: Option<BTreeSet<Rc<str>>>,
+    /// Who has refused the last request of a resource.
+    refused_by: BTreeMap<Rc<str>, String>,
     /// Workers that live at the end.
     pub(crate) workers: Vec<u64>,
     /// Whether requests still arrive.
@@ -101,16 +126,19 @@ impl<'a> World<'a> {
             process,
             checker: Checker::default(),
             report: Report::default(),
-            threads: (0..=scenario.workers).map(|_| Thread::default()).collect(),
+            threads: (0..scenario.workers + 2).map(|_| Thread::default()).collect(),
             events: BinaryHeap::new(),
             now: 0,
             next_vm: 0,
             next_stream: 0,
             asked: BTreeMap::new(),
+            users: BTreeMap::new(),
             rules: 0,
             open: 0,
             waiting: BTreeMap::new(),
-            service: None,
+            services: BTreeSet::new(),
+            got_through: None,
+            refused_by: BTreeMap::new(),
             workers: Vec::new(),
             arriving: true,
         }
@@ -142,10 +170,91 @@ impl<'a> World<'a> {
         for (index, (at, _)) in scenario.rule_sets.iter().enumerate().skip(1) {
             self.plan(*at, Event::Rules { index });
         }
+        if let Some(failures) = scenario.failures {
+            self.plan(failures.from, Event::Failing { one_in: failures.one_in });
+            self.plan(failures.until, Event::Failing { one_in: 0 });
+        }
+        if let Some(at) = scenario.second_service {
+            self.plan(at, Event::Second);
+        }
         self.run_until(scenario.duration)?;
         self.arriving = false;
         self.run_until(scenario.duration + 100 * MS + scenario.grace)?;
+        if scenario.recovers {
+            self.recover()?;
+        }
         self.come_to_rest()
+    }
+
+    /// After all faults: as soon as what the dead have left behind has lapsed, requests get through again.
+    fn recover(&mut self) -> Result<(), Broken> {
+        let settings = &self.scenario.settings;
+        let lapses = u64::from(settings.worker_ttl_ms) + u64::from(settings.orphan_ttl_ms);
+        // A probe that nobody judges any more has failed after a minute.
+        let mut all = self.scenario.rule_sets.iter().flat_map(|(_, rules)| rules);
+        let breaks = all.any(|rule| matches!(rule, Rule::CircuitBreaker(_)));
+        let lapses = if breaks { lapses.max(PROBE_TIMEOUT.as_millis()) } else { lapses };
+        self.run_until(self.now + lapses * MS + SECOND)?;
+        self.note(format_args!("all faults are over, and what they have left behind"));
+        self.got_through = Some(BTreeSet::new());
+        let mut tried = BTreeSet::new();
+        for (index, traffic) in self.scenario.traffic.iter().enumerate() {
+            if self.may_pass(&traffic.resource) && tried.insert(Rc::clone(&traffic.resource)) {
+                let left = LIVE_WITHIN / TRIED_EACH;
+                self.plan(self.now, Event::Probe { traffic: index, left });
+            }
+        }
+        self.run_until(self.now + LIVE_WITHIN + SECOND)?;
+        let got_through = self.got_through.take().unwrap_or_default();
+        match tried.difference(&got_through).next() {
+            None => Ok(()),
+            Some(resource) => {
+                let by = self.refused_by.get(resource).map_or("nobody", String::as_str);
+                let within = LIVE_WITHIN / SECOND;
+                Err(format!(
+                    "no request of {resource} gets through within {within} s though all faults are over; it is refused by \
+                     {by}"
+                ))
+            }
+        }
+    }
+
+    /// Whether the rules allow a request of this resource now and then.
+    fn may_pass(&self, resource: &str) -> bool {
+        let rules = self.scenario.rule_sets.get(self.rules).map(|(_, rules)| rules.as_slice());
+        let applies = |rule: &&Rule| {
+            rule.common().unit == Unit::Request
+                && !rule.common().shadow
+                && match rule.target() {
+                    Some(Target::Resource(name)) => name == resource,
+                    Some(Target::Default) | None => true,
+                    Some(Target::Pattern(_) | Target::Group(_)) => false,
+                }
+        };
+        rules.unwrap_or_default().iter().filter(applies).all(|rule| match rule {
+            Rule::Flow(flow) => {
+                let least = match flow.calculate {
+                    TokenCalculate::Direct => 1.0,
+                    TokenCalculate::WarmUp(_) | TokenCalculate::MemoryAdaptive(_) => 10.0,
+                };
+                flow.threshold >= least && flow.stat_interval_ms <= 2_000
+            }
+            Rule::Isolation(rule) => rule.threshold >= 1,
+            Rule::Hotspot(rule) | Rule::Gateway(rule) => {
+                let short = match rule.metric {
+                    HotspotMetric::Reject { duration_ms, .. }
+                    | HotspotMetric::Throttling { duration_ms, .. } => duration_ms <= 2_000,
+                    HotspotMetric::Concurrency => true,
+                };
+                rule.threshold >= 1 && short
+            }
+            Rule::System(rule) => match rule.metric {
+                SystemMetric::Concurrency | SystemMetric::InboundQps => rule.trigger >= 1.0,
+                SystemMetric::AvgRt | SystemMetric::CpuUsage { .. } => false,
+            },
+            Rule::CircuitBreaker(_) => true,
+            Rule::Authority(_) => false,
+        })
     }
 
     /// Nanoseconds since the start.
@@ -163,9 +272,26 @@ impl<'a> World<'a> {
         self.process.borrow().stats.value(name)
     }
 
+    /// The sum of all counters with names that end like this.
+    pub(crate) fn stats_ending(&self, end: &str) -> u64 {
+        let process = self.process.borrow();
+        process.stats.iter().filter(|(name, _)| name.ends_with(end)).map(|(_, value)| value).sum()
+    }
+
     /// How many keys shared data has.
     pub(crate) fn keys(&self) -> usize {
         self.process.borrow().shared_data.keys()
+    }
+
+    /// Each key of shared data and how many bytes it has.
+    pub(crate) fn sizes(&self) -> Vec<(String, usize)> {
+        let process = self.process.borrow();
+        process.shared_data.sizes().map(|(key, size)| (key.to_owned(), size)).collect()
+    }
+
+    /// VMs that have ever been.
+    pub(crate) fn vms(&self) -> usize {
+        usize::try_from(self.next_vm).unwrap_or(usize::MAX)
     }
 
     /// Lets a thread's VM carry out an order with nobody in between.
@@ -174,14 +300,24 @@ impl<'a> World<'a> {
             return Ok(None);
         };
         let mut said = vm.resume(order);
+        let mut calls = 0;
         while let Some(Said::Calls(_)) = said {
             said = vm.resume(Order::GoOn);
+            calls += 1;
+            if calls > CALLS_MOST {
+                return Err(format!("thread {thread} makes call after call without an end"));
+            }
         }
         self.look()?;
         match said {
             Some(Said::Done(done)) => Ok(Some(done)),
             Some(Said::Calls(_)) | None => Ok(None),
         }
+    }
+
+    /// Whether a service lives.
+    pub(crate) fn has_service(&self) -> bool {
+        (self.main_thread()..).take(2).any(|thread| self.vm_of(thread).is_some())
     }
 
     /// The main thread's number.
@@ -221,7 +357,7 @@ impl<'a> World<'a> {
                     && round > 0
                 {
                     self.workers.push(incarnation);
-                    if self.scenario.is_faultless() && version != newest {
+                    if version != newest {
                         return Err(format!(
                             "a worker applies rule set {version} and not {newest}"
                         ));
@@ -229,6 +365,7 @@ impl<'a> World<'a> {
                 }
             }
             self.drive(self.scenario.workers, Order::Settle)?;
+            self.drive(self.scenario.workers + 1, Order::Settle)?;
         }
         Ok(())
     }
@@ -243,9 +380,10 @@ impl<'a> World<'a> {
                 }
             }
             Event::WakeUp { vm } => {
-                let main = self.main_thread();
-                if self.vm_of(main) == Some(vm) {
-                    self.deliver(main, Order::WakeUp);
+                for thread in [self.main_thread(), self.main_thread() + 1] {
+                    if self.vm_of(thread) == Some(vm) {
+                        self.deliver(thread, Order::WakeUp);
+                    }
                 }
             }
             Event::End { thread, vm, stream, failed } => {
@@ -262,14 +400,45 @@ impl<'a> World<'a> {
                     self.deliver(thread, Order::Exit { stream, failed: true });
                 }
             }
-            Event::Fault { index } => self.fault(index),
+            Event::Fault { index } => return self.fault(index),
+            Event::Send { thread, vm, stream, traffic, count } => {
+                let resource = self.scenario.traffic.get(traffic).map(|it| Rc::clone(&it.resource));
+                if let Some(resource) = resource.filter(|_| self.vm_of(thread) == Some(vm)) {
+                    let user = self.users.get(&stream).copied();
+                    self.deliver(thread, Order::Send { stream, resource, count, user });
+                }
+            }
+            Event::Failing { one_in } => {
+                self.note(format_args!("one of {one_in} host calls fails"));
+                self.process.borrow_mut().fails_one_in = one_in;
+            }
+            Event::Second => {
+                let vm = self.start_service()?;
+                self.note(format_args!("a second service starts as VM {}", vm.id));
+                let second = self.main_thread() + 1;
+                if let Some(thread) = self.threads.get_mut(second) {
+                    thread.begin_life(vm);
+                }
+                self.arm(second, 1);
+            }
+            Event::Probe { traffic, left } => {
+                let Some(its) = self.scenario.traffic.get(traffic) else { return Ok(()) };
+                let is_through =
+                    self.got_through.as_ref().is_none_or(|these| these.contains(&its.resource));
+                if left > 0 && !is_through {
+                    self.plan(self.now + TRIED_EACH, Event::Probe { traffic, left: left - 1 });
+                    let thread = self.random.usize(..self.scenario.workers);
+                    self.ask(None, its, 1, thread);
+                }
+            }
             Event::Rules { index } => {
                 self.rules = index;
                 let rules = self.scenario.rule_sets.get(index).map(|(_, rules)| rules.clone());
                 self.note(format_args!("rule set of {} rules", rules.as_ref().map_or(0, Vec::len)));
                 let config = config(rules.unwrap_or_default(), self.scenario.settings.clone());
-                let replace = Order::Replace(Rc::new(config));
-                self.deliver(self.scenario.workers, replace);
+                let config = Rc::new(config);
+                self.deliver(self.scenario.workers, Order::Replace(Rc::clone(&config)));
+                self.deliver(self.scenario.workers + 1, Order::Replace(config));
             }
             Event::Revive => {
                 if self.vm_of(self.scenario.workers).is_none() {
@@ -294,6 +463,10 @@ impl<'a> World<'a> {
             let until = thread.stalled_until;
             self.plan(until, Event::Step { thread: index, vm });
             return Ok(());
+        }
+        thread.calls += 1;
+        if thread.calls > CALLS_MOST {
+            return Err(format!("thread {index} makes call after call without an end"));
         }
         let Some(said) = thread.go_on() else {
             return Err(format!("VM {vm} has ended by itself"));
@@ -339,6 +512,7 @@ impl<'a> World<'a> {
                 }
                 if let Some(thread) = self.threads.get_mut(index) {
                     thread.unreported = (0, 0);
+                    thread.unreported_messages = 0;
                 }
                 self.arm(index, next.period_ms);
             }
@@ -347,7 +521,38 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// Messages are not in the counts of requests, and have no end of their own.
+    fn answered_messages(&mut self, index: usize, answer: &Answer) -> Result<(), Broken> {
+        let (count, stream) = (u64::from(answer.batch), answer.stream);
+        let (version, resource) = (answer.rules_version, &answer.resource);
+        let undisturbed = self.scenario.is_faultless() && self.scenario.stall_one_in == 0;
+        self.note(format_args!(
+            "thread {index}: {count} messages of {stream} to {resource}: {:?} under set {version}",
+            answer.decision
+        ));
+        if let Some(thread) = self.threads.get_mut(index) {
+            thread.unreported_messages += count;
+        }
+        match &answer.decision {
+            Decision::RefusedBy(rule) => {
+                self.report.messages_refused += count;
+                let steady = undisturbed && self.scenario.rule_sets.len() == 1;
+                self.checker.refused(answer, rule, steady)
+            }
+            Decision::Passes => {
+                self.report.messages += count;
+                self.checker.admitted(answer, self.clock(), undisturbed).map(|_| ())
+            }
+            Decision::Waits(_) => {
+                Err(format!("messages of {stream} wait, though no rule paces them"))
+            }
+        }
+    }
+
     fn answered(&mut self, index: usize, vm: u32, answer: &Answer) -> Result<(), Broken> {
+        if answer.unit == Unit::Message {
+            return self.answered_messages(index, answer);
+        }
         let batch = u64::from(answer.batch);
         let stream = answer.stream;
         let asked = self.asked.remove(&stream);
@@ -371,10 +576,14 @@ impl<'a> World<'a> {
             let (pass, block) = &mut thread.unreported;
             *(if passed { pass } else { block }) += batch;
         }
+        if let Some(these) = self.got_through.as_mut().filter(|_| passed) {
+            these.insert(Rc::clone(&answer.resource));
+        }
         let undisturbed = self.scenario.is_faultless() && self.scenario.stall_one_in == 0;
         match &answer.decision {
             Decision::RefusedBy(rule) => {
                 self.report.refused += batch;
+                self.refused_by.insert(Rc::clone(&answer.resource), rule.clone());
                 let steady = undisturbed && self.scenario.rule_sets.len() == 1;
                 self.checker.refused(answer, rule, steady)?;
                 self.ask_again(asked);
@@ -383,7 +592,7 @@ impl<'a> World<'a> {
                 self.report.admitted += batch;
                 let slot = self.checker.admitted(answer, self.clock(), undisturbed)?;
                 self.goes_on(slot, stream)?;
-                self.depart(index, vm, stream, traffic);
+                self.depart(index, vm, stream, asked);
                 self.ask_again(asked);
             }
             Decision::Waits(until) => {
@@ -423,8 +632,7 @@ impl<'a> World<'a> {
             let late_ms = late.as_millis();
             return Err(format!("request {stream} goes on {late_ms} ms after its slot"));
         }
-        let asked = traffic.and_then(|traffic| self.scenario.traffic.get(traffic));
-        self.depart(thread, vm, stream, asked);
+        self.depart(thread, vm, stream, traffic);
         self.ask_again(traffic);
         Ok(())
     }
@@ -438,7 +646,8 @@ impl<'a> World<'a> {
     }
 
     /// A request goes to the upstream, which answers after some time, whoever lives then.
-    fn depart(&mut self, thread: usize, vm: u32, stream: u64, traffic: Option<&Traffic>) {
+    fn depart(&mut self, thread: usize, vm: u32, stream: u64, index: Option<usize>) {
+        let traffic = index.and_then(|index| self.scenario.traffic.get(index));
         let (open, fails_one_in) =
             traffic.map_or((0, 0), |traffic| (traffic.open_ns, traffic.fails_one_in));
         self.open += 1;
@@ -446,6 +655,13 @@ impl<'a> World<'a> {
             || fails_one_in > 0 && self.random.u32(..fails_one_in) == 0;
         let ends = self.now + 1_000 + self.random.u64(..=open);
         self.plan(ends, Event::End { thread, vm, stream, failed });
+        if let (Some(traffic), Some(Traffic { pieces, .. })) = (index, traffic) {
+            for _ in 0..*pieces {
+                let at = self.random.u64(self.now..ends);
+                let count = self.random.u32(1..4);
+                self.plan(at, Event::Send { thread, vm, stream, traffic, count });
+            }
+        }
     }
 
     /// A client that waits for its answer has it, or will never get one.
@@ -476,9 +692,16 @@ impl<'a> World<'a> {
             Pattern::Sequential { reconnects: false } => thread = index % self.scenario.workers,
             Pattern::Sequential { reconnects: true } | Pattern::BucketEnds { .. } => {}
         }
+        self.ask(Some(index), traffic, traffic.batch, thread);
+    }
+
+    /// A request of this traffic, on this thread.
+    fn ask(&mut self, index: Option<usize>, traffic: &Traffic, batch: u32, thread: usize) {
         self.next_stream += 1;
         let stream = self.next_stream;
-        self.asked.insert(stream, index);
+        if let Some(index) = index {
+            self.asked.insert(stream, index);
+        }
         if self.vm_of(thread).is_none() {
             self.next_vm += 1;
             let vm = Vm::worker(&self.process, self.next_vm);
@@ -490,7 +713,10 @@ impl<'a> World<'a> {
         }
         let resource = Rc::clone(&traffic.resource);
         let user = (traffic.users > 0).then(|| self.random.u32(..traffic.users));
-        self.deliver(thread, Order::Enter { stream, resource, batch: traffic.batch, user });
+        if let Some(user) = user.filter(|_| traffic.pieces > 0) {
+            self.users.insert(stream, user);
+        }
+        self.deliver(thread, Order::Enter { stream, resource, batch, user });
     }
 
     fn plan_bursts(&mut self, traffic: usize, burst: u32) {
@@ -506,8 +732,8 @@ impl<'a> World<'a> {
         }
     }
 
-    fn fault(&mut self, index: usize) {
-        let Some((_, fault)) = self.scenario.faults.get(index) else { return };
+    fn fault(&mut self, index: usize) -> Result<(), Broken> {
+        let Some((_, fault)) = self.scenario.faults.get(index) else { return Ok(()) };
         self.note(format_args!("fault: {fault:?}"));
         let main = self.main_thread();
         let doom = |thread: Option<&mut Thread>, after_calls| {
@@ -524,9 +750,23 @@ impl<'a> World<'a> {
                 self.main().revives = false;
                 self.trap(main);
             }
-            Fault::StallMain(span) => self.main().stalled_until = self.now + span,
+            Fault::StallMain(span) => {
+                let until = self.now + span;
+                for thread in self.threads.iter_mut().skip(main) {
+                    thread.stalled_until = until;
+                }
+            }
             Fault::StepWall(span) => self.process.borrow_mut().wall_at_zero_ns += span,
+            Fault::StepWallBack(span) => self.process.borrow_mut().wall_at_zero_ns -= span,
+            Fault::Canary => drop(self.start_service()?),
+            Fault::ReplaceRoot { worker } => {
+                let root = self.threads.get(worker).filter(|thread| thread.vm_id().is_some());
+                if let Some(period_ms) = root.map(|thread| thread.period_ms) {
+                    self.arm(worker, period_ms);
+                }
+            }
         }
+        Ok(())
     }
 
     /// The VM of a thread is gone, with everything it had in memory.
@@ -536,6 +776,7 @@ impl<'a> World<'a> {
         let (pass, block) = std::mem::take(&mut thread.unreported);
         self.report.pass_lost_at_most += pass;
         self.report.block_lost_at_most += block;
+        self.report.messages_lost_at_most += std::mem::take(&mut thread.unreported_messages);
         let unanswered = thread.die();
         let revives = thread.revives;
         self.note(format_args!("thread {index}: trap"));
@@ -565,7 +806,7 @@ impl<'a> World<'a> {
         let rules = self.scenario.rule_sets.get(self.rules).map(|(_, rules)| rules.clone());
         let config = Rc::new(config(rules.unwrap_or_default(), self.scenario.settings.clone()));
         let mut vm = Vm::service(&self.process, self.next_vm, config);
-        self.service = Some(vm.id);
+        self.services.insert(vm.id);
         // Configuring ends with the first order that does nothing.
         let mut said = vm.resume(Order::GoOn);
         while let Some(Said::Calls(_)) = said {
@@ -582,11 +823,20 @@ impl<'a> World<'a> {
         let wake_ups = process.queues.take_wake_ups();
         self.report.backlog = self.report.backlog.max(process.queues.backlog());
         drop(process);
-        let service = self.service;
         for write in &writes {
-            self.checker.written(write, service)?;
+            self.checker.written(write, self.services.contains(&write.vm))?;
         }
+        let Scenario { wake_ups_lost_one_in, wake_ups_repeated_one_in, .. } = *self.scenario;
+        let one_in = |random: &mut fastrand::Rng, many| many > 0 && random.u32(..many) == 0;
+        let mut come = Vec::new();
         for vm in wake_ups {
+            if one_in(&mut self.random, wake_ups_lost_one_in) {
+                continue;
+            }
+            come.push(vm);
+            come.extend(one_in(&mut self.random, wake_ups_repeated_one_in).then_some(vm));
+        }
+        for vm in come {
             let at = self.now + self.random.u64(40_000..3 * MS);
             self.plan(at, Event::WakeUp { vm });
         }
@@ -596,7 +846,7 @@ impl<'a> World<'a> {
     /// What one call costs a thread until it goes on.
     fn cost(&mut self, thread: usize) -> u64 {
         let stall_one_in = self.scenario.stall_one_in;
-        if thread == self.main_thread() || stall_one_in == 0 || self.random.u32(..stall_one_in) > 0
+        if thread >= self.main_thread() || stall_one_in == 0 || self.random.u32(..stall_one_in) > 0
         {
             return self.random.u64(200..2_000);
         }
@@ -649,9 +899,6 @@ impl<'a> World<'a> {
 
     fn main(&mut self) -> &mut Thread {
         let main = self.scenario.workers;
-        if self.threads.len() <= main {
-            self.threads.resize_with(main + 1, Thread::default);
-        }
         #[expect(clippy::indexing_slicing, reason = "there are that many threads")]
         &mut self.threads[main]
     }

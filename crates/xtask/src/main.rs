@@ -3,7 +3,8 @@
 //! Everything a contributor, CI or a curious visitor does with the project starts here, so that there is one way
 //! to do it and nothing to install first: a command fetches what it lacks, says so, and what it cannot do it
 //! says in one sentence. Read [`commands`] for what there is, then [`wasm_toolchain`] and [`envoy`] (what is
-//! fetched), [`modules`] and [`module_file`] (what is built), [`test_run`] and [`layers`] (what is checked).
+//! fetched), [`modules`] and [`module_file`] (what is built), [`test_run`], [`layers`] and [`mutants`] (what is
+//! checked).
 
 mod apt;
 mod commands;
@@ -12,6 +13,7 @@ mod grpcurl;
 mod layers;
 mod module_file;
 mod modules;
+mod mutants;
 mod process;
 mod say;
 mod sha256;

@@ -36,6 +36,8 @@ pub(crate) enum Step {
     Envoy,
     /// The engine keeps its promises in a simulated Envoy.
     Simulation,
+    /// The simulation finds every engine that is broken on purpose.
+    Mutants,
     /// The modules keep their promises in a real Envoy.
     Integration,
 }
@@ -106,7 +108,8 @@ impl Step {
             | Self::Unit
             | Self::Modules
             | Self::Envoy
-            | Self::Simulation => &[],
+            | Self::Simulation
+            | Self::Mutants => &[],
         }
     }
 
@@ -143,6 +146,10 @@ impl Step {
                 seed: Some(1),
                 runs: Some(200),
                 trace: false,
+            }),
+            Self::Mutants => commands::mutants::run(&commands::mutants::Arguments {
+                names: Vec::new(),
+                runs: commands::mutants::MOST,
             }),
             Self::Integration => integration(workspace),
         }

@@ -171,6 +171,9 @@ impl Service {
         }
         if due {
             self.beat_at = now + HEARTBEAT;
+            if self.publication.is_owed() {
+                self.publish(host, now);
+            }
             let settings = &self.config.settings;
             let live = Span::from_millis(u64::from(settings.worker_ttl_ms));
             let silence_ms = settings.worker_ttl_ms.saturating_add(settings.orphan_ttl_ms);

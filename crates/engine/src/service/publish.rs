@@ -53,6 +53,8 @@ pub(super) const BREAKER_STATE: &str = "breaker_state";
 #[derive(Debug, Default)]
 pub(super) struct Publication {
     version: u64,
+    /// Whether the host would not take the last set: then it is put again.
+    is_owed: bool,
     /// Places that were left, in the order in which they were.
     resting: Vec<Resting>,
     /// Of all rules that ever were, in the order of their names, so that one that is gone shows 0.
@@ -116,6 +118,11 @@ impl Publication {
         self.version
     }
 
+    /// Whether a set is still to be published.
+    pub(super) fn is_owed(&self) -> bool {
+        self.is_owed
+    }
+
     /// Puts the configured rules in force if there is no rule set at all.
     pub(super) fn put_first<H: Host>(
         &mut self,
@@ -175,6 +182,7 @@ impl Publication {
                 None => (Then::Keep, None),
             }
         });
+        self.is_owed = updated.is_err();
         match updated.map(|updated| updated.result) {
             Ok(Some((mut set, left))) => {
                 self.version = set.header.version;

@@ -76,7 +76,11 @@ impl Worker {
             self.load_rules(host);
         }
         self.count_workers(host, now);
-        let quiet_for_long = now.since(self.frame_at) >= KEEPALIVE;
+        // The service forgets who is silent for as long as both: then the next frame would count as said again.
+        let settings = &self.book.settings;
+        let ttl_ms = settings.worker_ttl_ms.saturating_add(settings.orphan_ttl_ms);
+        let keepalive = KEEPALIVE.min(Span::from_millis(u64::from(ttl_ms / 2)));
+        let quiet_for_long = now.since(self.frame_at) >= keepalive;
         self.keep_permits(host, now);
         self.permits_owed = self.count_owed();
         let has_news =

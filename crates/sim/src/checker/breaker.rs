@@ -1,9 +1,9 @@
 //! One breaker: who may move it, and how many probes it lets out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use sentinel_core::{
-    ledger::breaker::{BreakerLedger, BreakerState, Probe},
+    ledger::breaker::{BreakerLedger, BreakerState, PROBE_TIMEOUT, Probe},
     rule::{BreakerStrategy, CircuitBreakerRule},
     time::{Nanos, Span},
 };
@@ -65,7 +65,16 @@ impl BreakerBook {
         if out > 0 && new.state != BreakerState::HalfOpen {
             return Err(format!("{out} probes are out while it is {}", new.state.name()));
         }
-        if (old.state == new.state) != (old.epoch == new.epoch) {
+        // Opened because a probe never ended, and probed again at once.
+        let patience = PROBE_TIMEOUT.max(Span::from_millis(u64::from(rule.retry_timeout_ms)));
+        let timed_out = old
+            .out
+            .iter()
+            .any(|probe| context.now.since(probe.since) >= patience && !new.out.contains(probe));
+        if timed_out {
+            self.probes = 0;
+        }
+        if !timed_out && (old.state == new.state) != (old.epoch == new.epoch) {
             return Err("its epoch and its state do not change together".to_owned());
         }
         let early = new.out.iter().find(|probe| {
@@ -76,7 +85,9 @@ impl BreakerBook {
         if early.is_some() {
             return Err("a probe is out before its time".to_owned());
         }
-        self.was_it_judged_right(&old, rule)?;
+        if !timed_out {
+            self.was_it_judged_right(&old, rule)?;
+        }
         match (old.state, new.state) {
             (BreakerState::Closed, BreakerState::Open) => {
                 moves.opened += 1;
@@ -143,6 +154,39 @@ impl BreakerBook {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// That it has opened if in any slice of its window so many failed, and none did not, that it must have.
+    pub(super) fn has_opened(
+        &self,
+        rule: &CircuitBreakerRule,
+        ended: &VecDeque<Ended>,
+    ) -> Result<(), Broken> {
+        let errors = match rule.strategy {
+            BreakerStrategy::ErrorRatio(_) => 0,
+            BreakerStrategy::ErrorCount(count) => count,
+            // How long a request took by its worker's clock is not seen from here.
+            BreakerStrategy::SlowRequestRatio { .. } => return Ok(()),
+        };
+        if self.now.epoch > 0 {
+            return Ok(());
+        }
+        // What ends about the end of a slice may count in the next one.
+        let most = 2 * errors.max(rule.min_request_amount) + 2;
+        let slice = u64::from(rule.stat_interval_ms / rule.buckets.max(1)).max(1);
+        let (mut newest, mut failed) = (0, 0);
+        for end in ended {
+            let at = end.at.get() / (slice * 1_000_000);
+            failed = if at == newest { failed } else { 0 };
+            failed = if end.failed { failed + 1 } else { 0 };
+            newest = at;
+            if failed > most {
+                return Err(format!(
+                    "{failed} requests of one slice all failed, and it never opened"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Takes in that a request has ended.

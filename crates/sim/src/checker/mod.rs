@@ -21,13 +21,14 @@ use std::{
 use sentinel_core::{
     config::Settings,
     ledger::{Ledger, breaker::BreakerState},
-    rule::{Rule, Target},
+    rule::{Rule, Target, Unit},
     time::{Nanos, Span},
 };
 use sentinel_wire::{
     key::Key,
     ledger::{self, Value},
     rules::RuleSetReader,
+    service::ServiceBeat,
     workers::Seeds,
 };
 
@@ -74,6 +75,10 @@ pub(crate) struct Checker {
     /// When the newest rule set was published, by the host's clock.
     published_ns: u64,
     keys_most: usize,
+    /// By VM: the version of its set, and which newer occupants stand in for those of that set.
+    followed: BTreeMap<u32, (u64, BTreeMap<Occupant, Occupant>)>,
+    /// Who is the service, and when it has last said so.
+    service: Option<(u64, Nanos)>,
     /// How breakers have moved.
     pub(crate) moves: Moves,
 }
@@ -91,7 +96,7 @@ pub(crate) const TICK: Span = Span::from_millis(17);
 
 impl Checker {
     /// Takes in a write to shared data.
-    pub(crate) fn written(&mut self, write: &Write, service: Option<u32>) -> Result<(), Broken> {
+    pub(crate) fn written(&mut self, write: &Write, by_service: bool) -> Result<(), Broken> {
         match write.key {
             Key::Seeds => {
                 let seeds = Seeds::decode(&write.value).map_err(|error| error.to_string())?;
@@ -102,10 +107,10 @@ impl Checker {
                 self.rules_written(&write.value)?;
             }
             Key::Ledger(_) | Key::Set(_) => {
-                self.ledger_written(write, service == Some(write.vm))?;
+                self.ledger_written(write, by_service)?;
             }
+            Key::Service => self.beaten(write)?,
             Key::Workers
-            | Key::Service
             | Key::Missing
             | Key::Decisions
             | Key::Carried
@@ -126,7 +131,9 @@ impl Checker {
     ) -> Result<Nanos, Broken> {
         let occupants = self.applying(answer);
         let read = self.now(answer.seen.monotonic_ns);
-        self.open.insert(answer.stream, (answer.resource.clone(), at));
+        if answer.unit == Unit::Request {
+            self.open.insert(answer.stream, (answer.resource.clone(), at));
+        }
         let mut now = read;
         for (key, stamp, value) in &answer.seen.loaded {
             if let Value::Single(Ledger::Rate(rate)) = value
@@ -243,6 +250,18 @@ impl Checker {
         Ok(())
     }
 
+    /// That every breaker has opened for which everything failed for a while.
+    pub(crate) fn breakers_have_opened(&self) -> Result<(), Broken> {
+        for law in self.in_force() {
+            if let (Book::Breaker(book), Rule::CircuitBreaker(rule)) = (&law.book, &*law.rule)
+                && let Some(ended) = self.ended.get(law.rule.resource())
+            {
+                book.has_opened(rule, ended).map_err(|what| law.say(&what))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Slots that were taken and not used.
     pub(crate) fn slots_unused(&self) -> u64 {
         let of = |law: &Law| match law.book {
@@ -328,13 +347,45 @@ impl Checker {
         occupants.filter_map(|(occupant, _)| self.laws.get(occupant))
     }
 
-    /// The rules that look at a request, under the set by which it was answered.
-    fn applying(&self, answer: &Answer) -> Vec<(Occupant, Rc<Rule>)> {
+    /// The rules that look at a request, under the set by which it was answered. Where the worker has met a newer
+    /// occupant in a rule's ledger, that one stands in for the rule until the worker has taken up the whole set.
+    fn applying(&mut self, answer: &Answer) -> Vec<(Occupant, Rc<Rule>)> {
+        let mut rules = self.named_by(answer);
+        let (version, followed) = self.followed.entry(answer.vm).or_default();
+        if *version != answer.rules_version {
+            (*version, *followed) = (answer.rules_version, BTreeMap::new());
+        }
+        for (occupant, rule) in &mut rules {
+            let Some(law) = self.laws.get(occupant) else { continue };
+            // What it writes over an older occupant is the newer one's as well.
+            let loaded = answer.seen.loaded.iter().map(|(key, stamp, _)| (key, stamp));
+            let stored = answer.seen.stored.iter().map(|(key, stamp, ..)| (key, stamp));
+            let met = loaded.chain(stored).filter(|(key, _)| law.has(**key));
+            let newest = met.map(|(_, stamp)| stamp.generation).max();
+            if let Some(newer) = newest.filter(|newest| newest > occupant) {
+                followed.insert(*occupant, newer);
+            }
+            if let Some(newer) = followed.get(occupant)
+                && let Some(law) = self.laws.get(newer)
+            {
+                (*occupant, *rule) = (*newer, Rc::clone(&law.rule));
+            }
+        }
+        rules
+    }
+
+    /// The rules of the set by which a request was answered.
+    fn named_by(&self, answer: &Answer) -> Vec<(Occupant, Rc<Rule>)> {
         let Some(set) = self.sets.get(&answer.rules_version) else { return Vec::new() };
         let is_named = |rank: u8| {
-            set.iter().any(|(_, rule)| rule.rank() == rank && rule.resource() == &*answer.resource)
+            set.iter().any(|(_, rule)| {
+                rule.rank() == rank
+                    && rule.common().unit == answer.unit
+                    && rule.resource() == &*answer.resource
+            })
         };
         let applies = |rule: &Rule| match (rule, rule.target()) {
+            _ if rule.common().unit != answer.unit => false,
             (Rule::Hotspot(rule), _) if rule.param.is_some() && answer.user.is_none() => false,
             (_, None) => true,
             (_, Some(Target::Resource(name))) => **name == *answer.resource,
@@ -377,6 +428,33 @@ impl Checker {
         self.keys_most = self.keys_most.max(2 * keys.len());
         self.sets.insert(header.version, occupants);
         Ok(())
+    }
+
+    /// There is one service: another one may take its role only when it has been silent for two seconds.
+    fn beaten(&mut self, write: &Write) -> Result<(), Broken> {
+        const ROLE_TTL: Span = Span::from_millis(2_000);
+        let beat = ServiceBeat::decode(&write.value).map_err(|error| error.to_string())?;
+        let heard = Nanos::new(beat.heartbeat_ns);
+        if let Some((instance, last)) = self.service
+            && instance != beat.instance
+            && self.now(write.at_ns).since(last) <= ROLE_TTL
+        {
+            let after = self.now(write.at_ns).since(last).as_millis();
+            return Err(format!("another service takes over {after} ms after the last has beaten"));
+        }
+        self.service = Some((beat.instance, heard));
+        Ok(())
+    }
+
+    /// The rules of the newest set, by their ids.
+    pub(crate) fn rules_in_force(&self) -> Vec<Rc<Rule>> {
+        let set = self.sets.values().next_back();
+        set.into_iter().flatten().map(|(_, rule)| Rc::clone(rule)).collect()
+    }
+
+    /// How many rules the largest set had.
+    pub(crate) fn rules_most(&self) -> usize {
+        self.sets.values().map(Vec::len).max().unwrap_or(0)
     }
 
     fn ledger_written(&mut self, write: &Write, by_service: bool) -> Result<(), Broken> {

@@ -99,6 +99,15 @@ impl Account {
         let bucket = self.shape.bucket_at(now);
         self.refused = None;
         *self.admitted.entry(bucket).or_default() += batch;
+        let admitted = self.admitted_in(bucket);
+        if let Some((_, granted)) = self.granted().find(|(known, _)| *known == bucket)
+            && admitted > granted
+        {
+            let bucket = bucket.get();
+            return Err(format!(
+                "{admitted} tokens of bucket {bucket} are spent, but only {granted} are granted"
+            ));
+        }
         for later in 0..u64::from(self.shape.buckets()) {
             let end = bucket.later(later);
             self.no_more_than_allowed(end, self.window(end), "admitted")?;

@@ -7,9 +7,9 @@ use sentinel_core::{
 };
 use sentinel_sim::{
     Options, Report,
-    rules::{breaker, flow, hotspot, isolation, shadow, system, throttling},
+    rules::{breaker, flow, hotspot, isolation, of_messages, shadow, system, throttling},
     run_scenario,
-    scenario::{Fault, MS, Pattern, SECOND, Scenario, Traffic},
+    scenario::{Failures, Fault, MS, Pattern, SECOND, Scenario, Traffic},
 };
 
 const SEEDS: std::ops::Range<u64> = 0..20;
@@ -431,5 +431,79 @@ fn a_rule_that_is_gone_lets_those_go_who_wait_for_it_and_those_of_others_keep_th
     }
     for (waited, ended) in until(both()) {
         assert!(waited > 10 && ended > 5 * SECOND, "{waited} waited until {ended}");
+    }
+}
+
+#[test]
+fn rules_that_the_host_would_not_take_are_published_as_soon_as_it_does() {
+    let scenario = Scenario::quiet(3, one_rule(50.0, 1_000)).with("GET:/", flood(300));
+    let scenario = Scenario {
+        rule_sets: vec![(0, one_rule(50.0, 1_000)), (600 * MS, one_rule(5.0, 1_000))],
+        failures: Some(Failures { from: 400 * MS, until: 900 * MS, one_in: 1 }),
+        duration: 4 * SECOND,
+        ..scenario
+    };
+    for seed in SEEDS.take(5) {
+        let windows = run(seed, &scenario).windows.remove(0);
+        assert_eq!(windows.last(), Some(&5), "seed {seed}: {windows:?}");
+    }
+}
+
+#[test]
+fn a_worker_that_lives_shortly_is_not_forgotten_while_its_requests_are_open() {
+    // The service forgets who is silent for three seconds, and what a worker says after that it would not count.
+    let settings = Settings { worker_ttl_ms: 2_000, orphan_ttl_ms: 1_000, ..Settings::DEFAULT };
+    let traffic = Traffic { open_ns: 6 * SECOND, ..stream("GET:/", 20) };
+    let scenario = Scenario::quiet(3, vec![isolation("many", "GET:/", 1_000)]);
+    let scenario = Scenario { settings, traffic: vec![traffic], duration: SECOND, ..scenario };
+    for seed in SEEDS.take(5) {
+        // The service has counted the end of each: see the checks at rest.
+        assert!(run(seed, &scenario).admitted > 5, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_second_service_takes_over_when_the_first_is_gone_and_a_breaker_opens_by_its_word() {
+    let rules = vec![breaker("breaker", "GET:/", 200, 1)];
+    let scenario = Scenario::quiet(3, rules).with("GET:/", flood(300));
+    let scenario = Scenario {
+        second_service: Some(300 * MS),
+        faults: vec![(800 * MS, Fault::KillService)],
+        outages: vec![(4 * SECOND, 5 * SECOND)],
+        duration: 6 * SECOND,
+        ..scenario
+    };
+    for seed in SEEDS.take(5) {
+        let moves = run(seed, &scenario).moves;
+        assert_eq!(moves.opened, 1, "seed {seed}: {moves:?}");
+    }
+}
+
+#[test]
+fn without_wake_ups_a_breaker_opens_at_the_service_s_next_tick() {
+    let rules = vec![breaker("breaker", "GET:/", 200, 1)];
+    let scenario = Scenario::quiet(3, rules).with("GET:/", flood(300));
+    let scenario = Scenario {
+        wake_ups_lost_one_in: 1,
+        outages: vec![(500 * MS, 2_500 * MS)],
+        duration: 4 * SECOND,
+        ..scenario
+    };
+    for seed in SEEDS.take(5) {
+        assert!(run(seed, &scenario).moves.opened >= 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn messages_of_open_streams_are_as_many_as_allowed_and_requests_are_not_among_them() {
+    let rules = vec![of_messages(flow("messages", "GET:/", 20.0, 600_000))];
+    let traffic = Traffic { open_ns: 200 * MS, pieces: 5, ..stream("GET:/", 100) };
+    let scenario = Scenario::quiet(3, rules);
+    let scenario = Scenario { traffic: vec![traffic], ..scenario };
+    for seed in SEEDS.take(5) {
+        let report = run(seed, &scenario);
+        assert_eq!(report.refused, 0, "seed {seed}");
+        // A piece of three does not fit where two are left.
+        assert!((18..=20).contains(&report.messages), "seed {seed}: {report:?}");
     }
 }

@@ -1,8 +1,9 @@
 //! `sim`: the engine in a simulated Envoy.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, IsTerminal as _, Read as _};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use anyhow::{Context as _, Result};
@@ -43,7 +44,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
     }
     let bar = say::bar(runs);
     let jobs = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let failure = run_many(seed, runs, jobs, |_| bar.inc(1)).err();
+    // Where nobody sees the bar, a line for each tenth.
+    let tenth = if io::stderr().is_terminal() { u64::MAX } else { (runs / 10).max(LINE_LEAST) };
+    let done = AtomicU64::new(0);
+    let failure = run_many(seed, runs, jobs, |_| {
+        bar.inc(1);
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(tenth) {
+            say::line(format_args!("   {done} of {runs} runs"));
+        }
+    })
+    .err();
     bar.finish_and_clear();
     Ok(match failure {
         None => {
@@ -83,3 +94,6 @@ fn fresh_seed() -> Result<u64> {
 }
 
 const RUNS: u64 = 200;
+
+/// The fewest runs that are worth a line of their own.
+const LINE_LEAST: u64 = 500;
