@@ -5,6 +5,7 @@ mod build;
 mod check;
 mod demo;
 mod explain;
+mod model;
 pub(crate) mod replay;
 mod schema;
 pub(crate) mod sim;
@@ -40,6 +41,7 @@ enum Command {
     Schema(schema::Arguments),
     Replay(replay::Arguments),
     Sim(sim::Arguments),
+    Model(model::Arguments),
     Bench(bench::Arguments),
 }
 
@@ -61,6 +63,7 @@ impl Cli {
             Command::Schema(arguments) => schema::run(&arguments),
             Command::Replay(arguments) => replay::run(&arguments).map(Tally::code),
             Command::Sim(arguments) => sim::run(&arguments).map(Tally::code),
+            Command::Model(arguments) => model::run(&arguments).map(Tally::code),
             Command::Bench(arguments) => bench::run(&arguments),
         }
     }
