@@ -9,9 +9,12 @@ use std::cell::OnceCell;
 
 use sentinel_engine::{
     contract::take_step,
-    host::{Host as _, Meter as _, MetricKind},
+    host::{Host as _, Meter as _, MetricId, MetricKind},
 };
-use sentinel_envoy::stream::{LocalReply, request_header};
+use sentinel_envoy::{
+    host::{EnvoyHost, metric_value},
+    stream::{LocalReply, request_header},
+};
 
 use crate::vm;
 
@@ -42,7 +45,10 @@ pub(crate) fn obey() -> bool {
 /// that has seen nothing else touches neither shared data nor the queue on its own.
 fn answer(asked: &str) {
     let taken = vm::with(|vm| match parse(asked) {
-        Some((statement, step, carried)) => take_step(&mut vm.host, statement, step, carried),
+        Some((statement, step, carried)) => {
+            let read = |_: &EnvoyHost, metric: MetricId| metric_value(metric.0);
+            take_step(&mut vm.host, &read, statement, step, carried)
+        }
         None => Err(format!("`{asked}` must be <statement>/<step>/<carried>")),
     });
     let (status, body) = match taken {

@@ -109,6 +109,11 @@ impl SimHost<'static> {
     pub fn undisturbed(process: &Rc<RefCell<Process>>, vm: u32) -> Self {
         Self { process: Rc::clone(process), vm, scheduler: None, seen: Seen::default() }
     }
+
+    /// The value of a statistic by this VM's id.
+    pub fn value(&self, metric: MetricId) -> Option<u64> {
+        self.process.borrow().stats.read(self.vm, metric.0)
+    }
 }
 
 impl<'y> SimHost<'y> {
@@ -235,21 +240,23 @@ impl Host for SimHost<'_> {
 
 impl Meter for SimHost<'_> {
     fn define(&mut self, kind: MetricKind, name: &str) -> Result<MetricId, HostError> {
-        // What Envoy answers when a name exists and is of another kind.
-        const BAD_ARGUMENT: u32 = 2;
-        let id = self.call(Call::Meter, |process| process.stats.define(kind, name));
-        id.map(MetricId).ok_or(HostError::Status(BAD_ARGUMENT))
+        let vm = self.vm;
+        let id = self.call(Call::Meter, |process| process.stats.define(vm, kind, name));
+        Ok(MetricId(id))
     }
 
     fn add(&mut self, counter: MetricId, delta: u64) {
-        self.call(Call::Meter, |process| process.stats.add(counter.0, delta));
+        let vm = self.vm;
+        self.call(Call::Meter, |process| process.stats.add(vm, counter.0, delta));
     }
 
     fn set(&mut self, gauge: MetricId, value: u64) {
-        self.call(Call::Meter, |process| process.stats.set(gauge.0, value));
+        let vm = self.vm;
+        self.call(Call::Meter, |process| process.stats.set(vm, gauge.0, value));
     }
 
     fn record(&mut self, histogram: MetricId, _value: u64) {
-        self.call(Call::Meter, |process| process.stats.add(histogram.0, 1));
+        let vm = self.vm;
+        self.call(Call::Meter, |process| process.stats.record(vm, histogram.0));
     }
 }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod explore;
 pub mod host;
 pub mod process;
 pub mod rules;

@@ -87,6 +87,16 @@ impl Process {
         Ok(())
     }
 
+    /// From here on randomness follows from `seed`.
+    pub(crate) fn reseed(&mut self, seed: u64) {
+        self.random = fastrand::Rng::with_seed(seed);
+    }
+
+    /// The levels of all signals.
+    pub(crate) fn levels(&self) -> &[u64; Signal::ALL.len()] {
+        &self.signals
+    }
+
     pub(crate) fn random(&mut self) -> u64 {
         self.random.u64(..)
     }

@@ -50,6 +50,13 @@ impl Step {
         Self { spinner: Some(spinner), ..step }
     }
 
+    /// Says how far it is, where a spinner turns.
+    pub(crate) fn say(&self, how_far: impl Display) {
+        if let Some(spinner) = &self.spinner {
+            spinner.set_message(how_far.to_string());
+        }
+    }
+
     /// Says how it ended and how long it took.
     pub(crate) fn done(self, outcome: impl Display) {
         if let Some(spinner) = self.spinner {

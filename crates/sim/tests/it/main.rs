@@ -7,6 +7,7 @@
 
 mod behind;
 mod contract;
+mod explore;
 mod failure;
 mod many_rules;
 mod messages;

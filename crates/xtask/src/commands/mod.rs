@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod explain;
 pub(crate) mod mutants;
+mod model;
 pub(crate) mod replay;
 mod schema;
 pub(crate) mod sim;
@@ -42,6 +43,7 @@ enum Command {
     Replay(replay::Arguments),
     Sim(sim::Arguments),
     Mutants(mutants::Arguments),
+    Model(model::Arguments),
     Bench(bench::Arguments),
 }
 
@@ -64,6 +66,7 @@ impl Cli {
             Command::Replay(arguments) => replay::run(&arguments).map(Tally::code),
             Command::Sim(arguments) => sim::run(&arguments).map(Tally::code),
             Command::Mutants(arguments) => mutants::run(&arguments).map(Tally::code),
+            Command::Model(arguments) => model::run(&arguments).map(Tally::code),
             Command::Bench(arguments) => bench::run(&arguments),
         }
     }
