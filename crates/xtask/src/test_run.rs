@@ -36,6 +36,8 @@ pub(crate) enum Step {
     Envoy,
     /// The engine keeps its promises in a simulated Envoy.
     Simulation,
+    /// Random input breaks no reader, and random callbacks break no module.
+    Fuzz,
     /// The modules keep their promises in a real Envoy.
     Integration,
 }
@@ -99,6 +101,7 @@ impl Step {
     fn needs(self) -> &'static [Self] {
         match self {
             Self::Integration => &[Self::Modules, Self::Envoy],
+            Self::Fuzz => &[Self::Modules],
             Self::Format
             | Self::Lints
             | Self::WasmLints
@@ -144,6 +147,7 @@ impl Step {
                 runs: Some(200),
                 trace: false,
             }),
+            Self::Fuzz => commands::fuzz::share(workspace, commands::fuzz::SHARE),
             Self::Integration => integration(workspace),
         }
     }

@@ -5,6 +5,7 @@ mod build;
 mod check;
 mod demo;
 mod explain;
+pub(crate) mod fuzz;
 pub(crate) mod replay;
 mod schema;
 pub(crate) mod sim;
@@ -40,6 +41,7 @@ enum Command {
     Schema(schema::Arguments),
     Replay(replay::Arguments),
     Sim(sim::Arguments),
+    Fuzz(fuzz::Arguments),
     Bench(bench::Arguments),
 }
 
@@ -61,6 +63,7 @@ impl Cli {
             Command::Schema(arguments) => schema::run(&arguments),
             Command::Replay(arguments) => replay::run(&arguments).map(Tally::code),
             Command::Sim(arguments) => sim::run(&arguments).map(Tally::code),
+            Command::Fuzz(arguments) => fuzz::run(&arguments).map(Tally::code),
             Command::Bench(arguments) => bench::run(&arguments),
         }
     }
@@ -78,6 +81,12 @@ pub(crate) struct Tally {
 impl Tally {
     /// Of a single thing that held.
     pub(crate) const ONE: Self = Self { passed: 1, failed: 0 };
+
+    /// These as well.
+    pub(crate) fn add(&mut self, others: Self) {
+        self.passed += others.passed;
+        self.failed += others.failed;
+    }
 
     fn code(self) -> ExitCode {
         if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
