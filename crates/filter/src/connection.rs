@@ -38,7 +38,7 @@ pub(crate) enum Phase {
 impl Vm {
     /// A client has connected.
     pub(crate) fn accept(&mut self, id: u32) -> Flow {
-        let Some(stream) = self.streams.get_mut(id) else { return Flow::Continue };
+        let Some(stream) = self.streams.fresh(id) else { return Flow::Continue };
         let listener = Rc::clone(&stream.listener);
         let config = &listener.config;
         write_name(config, &mut self.name);

@@ -72,6 +72,12 @@ impl Streams {
         list.get_mut(place)
     }
 
+    /// A stream that nobody has asked about. Envoy asks once for each; of a second entry the first one would never be given
+    /// back.
+    pub(crate) fn fresh(&mut self, id: u32) -> Option<&mut Stream> {
+        self.get_mut(id).filter(|stream| stream.entry.is_none() && stream.phase.is_none())
+    }
+
     fn find(&mut self, id: u32) -> Option<(&mut Vec<Stream>, usize)> {
         let [list, ..] = id.to_le_bytes();
         let list = self.lists.get_mut(usize::from(list))?;

@@ -173,7 +173,7 @@ impl Vm {
     pub(crate) fn enter(&mut self, id: u32) -> Flow {
         let before = self.streams.get_mut(id.wrapping_sub(1));
         let follows = before.is_some_and(|before| before.is_followed);
-        let Some(stream) = self.streams.get_mut(id) else { return Flow::Continue };
+        let Some(stream) = self.streams.fresh(id) else { return Flow::Continue };
         let listener = Rc::clone(&stream.listener);
         let config = &listener.config;
         let are_several = self.neighbours.may_be();

@@ -38,10 +38,11 @@ const WIRE: &str = "envoy-sentinel-wire";
 const ENGINE: &str = "envoy-sentinel-engine";
 const HOST: &str = "envoy-sentinel-host";
 const SIM: &str = "envoy-sentinel-sim";
+const FUZZ: &str = "envoy-sentinel-fuzz";
 const CLI: &str = "envoy-sentinel-cli";
 const INTEGRATION: &str = "envoy-sentinel-integration";
 
-const LAYERS: [Layer; 10] = [
+const LAYERS: [Layer; 11] = [
     Layer { name: CORE, on: &[], in_envoy: false, pure: true },
     Layer { name: WIRE, on: &[CORE], in_envoy: false, pure: true },
     Layer { name: ENGINE, on: &[CORE, WIRE], in_envoy: false, pure: false },
@@ -54,6 +55,7 @@ const LAYERS: [Layer; 10] = [
         pure: false,
     },
     Layer { name: SIM, on: &[CORE, WIRE, ENGINE], in_envoy: false, pure: false },
+    Layer { name: FUZZ, on: &[CORE, WIRE, ENGINE], in_envoy: false, pure: false },
     Layer { name: CLI, on: &[CORE, WIRE, ENGINE, SIM], in_envoy: false, pure: false },
     Layer { name: INTEGRATION, on: &[CORE, WIRE, ENGINE, SIM], in_envoy: false, pure: false },
     Layer {

@@ -38,6 +38,8 @@ pub(crate) enum Step {
     Simulation,
     /// The simulation finds every engine that is broken on purpose.
     Mutants,
+    /// Random input breaks no reader, and random callbacks break no module.
+    Fuzz,
     /// The modules keep their promises in a real Envoy.
     Integration,
 }
@@ -101,6 +103,7 @@ impl Step {
     fn needs(self) -> &'static [Self] {
         match self {
             Self::Integration => &[Self::Modules, Self::Envoy],
+            Self::Fuzz => &[Self::Modules],
             Self::Format
             | Self::Lints
             | Self::WasmLints
@@ -151,6 +154,7 @@ impl Step {
                 names: Vec::new(),
                 runs: commands::mutants::MOST,
             }),
+            Self::Fuzz => commands::fuzz::share(workspace, commands::fuzz::SHARE),
             Self::Integration => integration(workspace),
         }
     }

@@ -7,6 +7,7 @@ mod demo;
 mod explain;
 pub(crate) mod mutants;
 mod model;
+pub(crate) mod fuzz;
 pub(crate) mod replay;
 mod schema;
 pub(crate) mod sim;
@@ -44,6 +45,7 @@ enum Command {
     Sim(sim::Arguments),
     Mutants(mutants::Arguments),
     Model(model::Arguments),
+    Fuzz(fuzz::Arguments),
     Bench(bench::Arguments),
 }
 
@@ -67,6 +69,7 @@ impl Cli {
             Command::Sim(arguments) => sim::run(&arguments).map(Tally::code),
             Command::Mutants(arguments) => mutants::run(&arguments).map(Tally::code),
             Command::Model(arguments) => model::run(&arguments).map(Tally::code),
+            Command::Fuzz(arguments) => fuzz::run(&arguments).map(Tally::code),
             Command::Bench(arguments) => bench::run(&arguments),
         }
     }
@@ -84,6 +87,12 @@ pub(crate) struct Tally {
 impl Tally {
     /// Of a single thing that held.
     pub(crate) const ONE: Self = Self { passed: 1, failed: 0 };
+
+    /// These as well.
+    pub(crate) fn add(&mut self, others: Self) {
+        self.passed += others.passed;
+        self.failed += others.failed;
+    }
 
     fn code(self) -> ExitCode {
         if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
