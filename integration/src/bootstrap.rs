@@ -346,6 +346,8 @@ pub const ENDPOINT: &str =
     "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
 /// The cluster that is Envoy's own admin endpoint.
 pub const ADMIN_CLUSTER: &str = "sentinel_admin";
+/// Where the names that a plugin's module may call and be called stand in the plugin.
+pub const CAPABILITIES: &str = "/capability_restriction_config/allowed_capabilities";
 /// The console's listener.
 const CONSOLE: &str = "sentinel_console";
 /// Where the first HTTP filter of a listener stands in it.

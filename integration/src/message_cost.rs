@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use crate::bootstrap::{Bootstrap, CONNECTION_MANAGER, Sentinel, at};
+use crate::bootstrap::{Bootstrap, CAPABILITIES, CONNECTION_MANAGER, Sentinel, at};
 use crate::cost::Pinned;
 use crate::envoy::Envoy;
 use crate::rounds::{Measured, Rounds};
@@ -121,6 +121,11 @@ impl Variant {
 fn set_module(root: &mut Value, module: &Path) -> Result<()> {
     let place = "http_filters/0/typed_config/config/vm_config/code/local/filename";
     *at(root, &format!("{CONNECTION_MANAGER}/{place}"))? = json!(module);
+    // The usual filter may be called it as well: it does not export it.
+    let may = format!("{CONNECTION_MANAGER}/http_filters/0/typed_config/config{CAPABILITIES}");
+    if let Some(may) = at(root, &may)?.as_object_mut() {
+        may.insert("proxy_on_request_body".to_owned(), json!({}));
+    }
     Ok(())
 }
 

@@ -33,7 +33,7 @@ pub enum ResourceFrom {
     Route,
     /// The name of Envoy's cluster.
     Cluster,
-    /// The `:authority` header, which HTTP/1.1 calls `host`.
+    /// The `:authority` header, which HTTP/1.1 calls `host`, in lower case.
     Authority,
     /// A header, by its name in lower case.
     Header(String),
@@ -88,7 +88,11 @@ impl ResourceConfig {
             ResourceFrom::Path => append(self.path_name(parts.path), name),
             ResourceFrom::Route => append(parts.route, name),
             ResourceFrom::Cluster => append(parts.cluster, name),
-            ResourceFrom::Authority => append(parts.authority, name),
+            // Envoy and upstreams do not tell `SHOP.example` from `shop.example`: neither may a limit.
+            ResourceFrom::Authority => {
+                append(parts.authority, name);
+                name.make_ascii_lowercase();
+            }
             ResourceFrom::Header(_) => append(parts.header.unwrap_or_default(), name),
         }
     }
@@ -234,7 +238,7 @@ mod tests {
         let parts = RequestParts {
             method: b"GET",
             path: b"/hello?who=me",
-            authority: b"shop.example",
+            authority: b"Shop.EXAMPLE",
             route: b"hello-route",
             cluster: b"upstream",
             header: Some(b"mine"),

@@ -1,5 +1,6 @@
 //! gRPC: calls are resources by their method, refused as gRPC is, judged by their status, and streams are one call each.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -85,14 +86,14 @@ fn grpcurl_sees_the_status_and_reads_the_message() {
         ));
 
     for (method, code) in [("Add", "ResourceExhausted"), ("AddAll", "PermissionDenied")] {
-        let (ended_well, said) = grpcurl(&world, method, r#"{"name": "tea"}"#);
+        let (ended_well, said) = grpcurl(world.proxy(), method, r#"{"name": "tea"}"#);
         assert!(!ended_well && said.contains(&format!("Code: {code}")), "{method}: {said}");
         let block_type = if method == "Add" { "FlowControl" } else { "Authority" };
         assert!(said.contains(&format!("Message: Blocked by Sentinel: {block_type}\n")), "{said}");
     }
 
     // And what is allowed works as it would without Sentinel.
-    let (ended_well, said) = grpcurl(&world, "Watch", r#"{"name": "tea", "count": 2}"#);
+    let (ended_well, said) = grpcurl(world.proxy(), "Watch", r#"{"name": "tea", "count": 2}"#);
     assert!(ended_well && said.matches(r#""name": "tea""#).count() == 2, "{said}");
 }
 
@@ -297,13 +298,13 @@ fn start(setup: Setup) -> (Shop, World) {
 }
 
 /// Whether grpcurl ended well, and what it printed.
-fn grpcurl(world: &World, method: &str, item: &str) -> (bool, String) {
+pub(crate) fn grpcurl(server: SocketAddr, method: &str, item: &str) -> (bool, String) {
     let protos = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/protos"));
     let output = Command::new(world::grpcurl())
         .args(["-plaintext", "-import-path"])
         .arg(protos)
         .args(["-proto", "shop.proto", "-max-time", "10", "-d", item])
-        .args([world.proxy().to_string(), format!("shop.Cart/{method}")])
+        .args([server.to_string(), format!("shop.Cart/{method}")])
         .output()
         .unwrap();
     let said = [output.stdout, output.stderr].concat();

@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use sentinel_integration::bootstrap::CONNECTION_MANAGER;
+use sentinel_integration::bootstrap::{CAPABILITIES, CONNECTION_MANAGER};
 use sentinel_integration::clock;
 use sentinel_integration::rule_server::RuleServer;
 use sentinel_integration::stats::Stats;
@@ -470,6 +470,10 @@ fn with_module(setup: Setup, upstream: SocketAddr) -> Setup {
         .change(
             &format!("{CONNECTION_MANAGER}/http_filters/0/typed_config/config/vm_config/code/local/filename"),
             json!(module),
+        )
+        .change(
+            &format!("{CONNECTION_MANAGER}/http_filters/0/typed_config/config{CAPABILITIES}/proxy_on_request_body"),
+            json!({}),
         )
         .change(
             "/static_resources/clusters/0/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address/port_value",

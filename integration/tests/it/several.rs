@@ -19,7 +19,7 @@ const BY_ROUTE: &str = "{id: route, resource: default, threshold: 1000, statInte
 
 /// How the second filter differs from the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Second {
+pub(crate) enum Second {
     /// Not at all: one root context is both.
     Same,
     /// By its configuration: two root contexts of one VM.
@@ -223,10 +223,10 @@ fn chained_with(setup: Setup, binary: &PathBuf, more: &[Second], delay: Option<&
     setup
 }
 
-const FILTER: &str = "{resource: {from: method_path}}";
+pub(crate) const FILTER: &str = "{resource: {from: method_path}}";
 
 /// One more filter.
-fn filter(configuration: &str, second: Second) -> Value {
+pub(crate) fn filter(configuration: &str, second: Second) -> Value {
     let mut configuration = yaml(configuration);
     if second == Second::OtherRoot {
         configuration["exposeRule"] = json!(false);

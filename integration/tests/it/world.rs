@@ -12,7 +12,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use sentinel_integration::bootstrap::{Bootstrap, Configuration, Files, Sentinel, at};
+use sentinel_integration::bootstrap::{
+    Bootstrap, CAPABILITIES, CONNECTION_MANAGER, Configuration, Files, Sentinel, at,
+};
 use sentinel_integration::client::{self, Answer, Client};
 use sentinel_integration::clock;
 use sentinel_integration::envoy::{Envoy, reserved_port};
@@ -174,7 +176,10 @@ impl Setup {
     /// With the modules that can be made to fail.
     pub(crate) fn with_faults(mut self) -> Self {
         self.dist = faults_dist();
-        self
+        // Steps of `contract.rs` are the service's as well.
+        ["proxy_register_shared_queue", "proxy_dequeue_shared_queue"].into_iter().fold(self, |setup, call| {
+            setup.change(&format!("{CONNECTION_MANAGER}/http_filters/0/typed_config/config{CAPABILITIES}/{call}"), json!({}))
+        })
     }
 
     pub(crate) fn start(self) -> World {
@@ -345,11 +350,16 @@ impl World {
         })
     }
 
+    /// What stands in the access log by now.
+    pub(crate) fn access_log(&self) -> String {
+        std::fs::read_to_string(&self.access_log).unwrap_or_default()
+    }
+
     /// The line of the access log that contains `text`, as soon as it is there.
     #[track_caller]
     pub(crate) fn access_logged(&self, text: &str) -> String {
         clock::wait_for("a line in the access log", PATIENCE, || {
-            let log = std::fs::read_to_string(&self.access_log).unwrap_or_default();
+            let log = self.access_log();
             Ok(log.lines().find(|line| line.contains(text)).map(str::to_owned))
         })
         .unwrap_or_else(|error| panic!("{error:#} ({text})"))

@@ -311,8 +311,8 @@ impl Found<'_> {
 
 /// Why no request has this name; `None` if some may.
 fn problem(name: &str, config: &FilterConfig) -> Option<String> {
-    // Names of TCP connections.
-    if name.starts_with("tcp:") {
+    // Of a listener of TCP or gRPC, which may share the set.
+    if name.starts_with("tcp:") || is_grpc_method(name) {
         return None;
     }
     let (method, path) = match config.resource.from() {
@@ -364,6 +364,17 @@ fn problem(name: &str, config: &FilterConfig) -> Option<String> {
         return Some("it is not among the filter's `templates`".to_owned());
     }
     None
+}
+
+/// Whether this is what a call of gRPC has for its path: `/package.Service/Method`.
+fn is_grpc_method(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.".contains(&byte);
+    let parts = name.strip_prefix('/').and_then(|rest| rest.split_once('/'));
+    parts.is_some_and(|(service, method)| {
+        service.contains('.')
+            && !method.is_empty()
+            && [service, method].iter().all(|part| part.bytes().all(is_plain))
+    })
 }
 
 /// Why no request has this path.

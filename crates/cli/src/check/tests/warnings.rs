@@ -204,6 +204,7 @@ fn a_name_that_no_request_has_is_warned_of() {
   - {resource: 'no.*', regex: true, threshold: 1}
   - {resource: '*', threshold: 1}
   - {resource: 'GET:/a', threshold: 1, relationStrategy: 1, refResource: b}
+  - {resource: /shop.Cart/Add, threshold: 1}
 ";
     check_warnings(
         "FlowRules",
