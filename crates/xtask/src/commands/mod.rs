@@ -8,6 +8,7 @@ mod explain;
 pub(crate) mod replay;
 mod schema;
 pub(crate) mod sim;
+mod soak;
 mod test;
 mod top;
 mod up;
@@ -40,6 +41,7 @@ enum Command {
     Schema(schema::Arguments),
     Replay(replay::Arguments),
     Sim(sim::Arguments),
+    Soak(soak::Arguments),
     Bench(bench::Arguments),
 }
 
@@ -61,6 +63,7 @@ impl Cli {
             Command::Schema(arguments) => schema::run(&arguments),
             Command::Replay(arguments) => replay::run(&arguments).map(Tally::code),
             Command::Sim(arguments) => sim::run(&arguments).map(Tally::code),
+            Command::Soak(arguments) => soak::run(&arguments),
             Command::Bench(arguments) => bench::run(&arguments),
         }
     }
