@@ -219,6 +219,10 @@ impl Books {
     /// Enters what clients were told in a stretch.
     pub fn enter(&mut self, stretch: &Stretch) {
         for (name, seen) in &stretch.report.asks {
+            // Has no series of its own.
+            if name.starts_with(OTHER) {
+                continue;
+            }
             let told = self.told(name);
             let of_breakers = ["ill", "well"].map(|rule| seen.by_rule.get(rule).copied());
             let breakers: u64 = of_breakers.into_iter().flatten().sum();
@@ -326,6 +330,8 @@ pub fn wait_until_ill(upstream: &Upstream) -> anyhow::Result<()> {
     })
 }
 
+/// How the names of requests begin that no rule names, but a pattern or group does: they are counted with `other`.
+pub const OTHER: &str = "other: ";
 /// What `GET:/limited` may have in a second.
 pub const LIMITED: u64 = 100;
 /// What `GET:/slow` may have at a time.

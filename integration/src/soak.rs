@@ -24,7 +24,7 @@ use crate::bootstrap::{ADMIN_CLUSTER, Bootstrap, CONNECTION_MANAGER, Configurati
 use crate::client::{self, Client};
 use crate::envoy::Envoy;
 use crate::load::{Ask, Plan, Rate, Report, Until};
-use crate::mix::{self, Books, Stretch, Unserved};
+use crate::mix::{self, Books, OTHER, Stretch, Unserved};
 use crate::raw::Raw;
 use crate::rule_server::RuleServer;
 use crate::stats::Stats;
@@ -322,7 +322,7 @@ impl Soak {
 
     /// Breaks a request off: in its head, right after it, or while the upstream is at it.
     fn abort(&mut self) -> Result<()> {
-        let path = ["/aborted", "/free"][usize::from(fastrand::bool())];
+        let path = if fastrand::bool() { "/aborted" } else { "/free" };
         let sent_ns = clock::wall_nanos();
         let head = format!("GET {path} HTTP/1.1\r\nhost: soak\r\n{SENT_AT}: {sent_ns}\r\n\r\n");
         let part = if fastrand::bool() { head.len() } else { head.len() / 2 };
@@ -402,7 +402,9 @@ impl Soak {
         for (what, name) in WATCHED.iter().enumerate() {
             let values: Vec<_> =
                 self.samples.iter().filter_map(|sample| sample.values.get(what)).collect();
-            let value = |found: Option<&&u64>| found.map_or(0, |value| **value).to_string();
+            let value = |found: Option<&&u64>| {
+                found.map_or_else(|| "too short".to_owned(), |value| value.to_string())
+            };
             let slope = slope(&self.points(what, self.settled));
             table.add_row([
                 (*name).to_owned(),
@@ -411,7 +413,7 @@ impl Soak {
                 value(values.last()),
                 value(values.iter().max()),
                 slope.map_or_else(
-                    || "too short to say".to_owned(),
+                    || "too short".to_owned(),
                     |slope| format!("{slope:+.1} a minute"),
                 ),
             ]);
@@ -422,12 +424,7 @@ impl Soak {
     /// What has grown after the first round of harms, in which everything has come into being.
     fn judge_growth(&mut self) {
         let mut grown = String::new();
-        for (what, (name, may_grow, most)) in WATCHED
-            .iter()
-            .zip(ALLOWED)
-            .enumerate()
-            .map(|(what, (name, (may_grow, most)))| (what, (name, may_grow, most)))
-        {
+        for (what, (name, (may_grow, most))) in WATCHED.iter().zip(ALLOWED).enumerate() {
             let points = self.points(what, self.settled);
             if let Some(slope) = slope(&points)
                 && slope > may_grow
@@ -490,8 +487,8 @@ fn asks() -> Vec<Ask> {
         Ask::get("/any").header("x-any", "{turn}").weight(200),
         Ask::get("/few-each").header("x-user", "one").weight(30),
         Ask::get("/staff").header("x-origin", "crawler").weight(30),
-        Ask::get("/storefront/1").weight(60),
-        Ask::get("/pattern/1").weight(60),
+        Ask { name: format!("{OTHER}storefront"), ..Ask::get("/storefront/1").weight(60) },
+        Ask { name: format!("{OTHER}pattern"), ..Ask::get("/pattern/1").weight(60) },
         // Who waits keeps a connection busy.
         Ask::get("/paced").weight(2),
     ]);

