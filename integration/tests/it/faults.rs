@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -175,7 +175,7 @@ fn worker_vms_trap_again_and_again() {
         }
         traps
     });
-    let back = Instant::now();
+    let back = clock::now();
     siege.world.becomes("/probe", 200);
     println!("{} traps; all serve again {:?} after the last", traps.len(), back.elapsed());
     assert!(back.elapsed() < RECOVERY, "{:?}", siege.world);
@@ -335,6 +335,10 @@ fn the_main_thread_is_held_by_scrapes_of_thousands_of_clusters() {
     println!("the oldest heartbeat was {oldest} ms old");
     // One is due each second.
     assert!(oldest > 1200, "nothing held the main thread: {:?}", siege.world);
+    // What has been asked for Envoy makes to its end, though nobody reads it.
+    siege.world.when("the main thread to be free", || {
+        client::get(siege.world.envoy.admin(), "/ready").ok()
+    });
     let freed = clock::now();
     siege.world.when("a heartbeat", || heartbeat_age_ms(console).filter(|age| *age < 1500));
     println!("the service beats again after {:?}", freed.elapsed());
@@ -497,13 +501,12 @@ fn clients_abort_by_thousands() {
         let workers: Vec<_> = (0..2_u64)
             .map(|thread| {
                 let proxy = world.proxy();
-                std::thread::spawn(move || abort_for(proxy, thread, Duration::from_secs(7)))
+                std::thread::spawn(move || abort_many(proxy, thread))
             })
             .collect();
         workers.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>()
     });
     println!("{aborted} requests aborted");
-    assert!(aborted > 2000, "only {aborted} aborted");
     // Each of the two resources has about half of them; nobody can tell what Envoy had seen of them.
     siege.books.enter_aborted("GET:/cut", aborted);
     siege.books.enter_aborted("GET:/cut-rate", aborted);
@@ -535,10 +538,9 @@ fn half_a_minute_of_soak_at_maximum_load_holds_and_nothing_grows() {
 }
 
 /// Sends requests and breaks each off at another point: in its head, right after it, and while the upstream is at it.
-fn abort_for(proxy: SocketAddr, seed: u64, span: Duration) -> u64 {
-    let end = clock::now() + span;
+fn abort_many(proxy: SocketAddr, seed: u64) -> u64 {
     let mut count = 0;
-    while clock::now() < end {
+    while count < 1500 {
         let path = if count % 2 == 0 { "/cut" } else { "/cut-rate" };
         let sent_ns = clock::wall_nanos();
         let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{SENT_AT}: {sent_ns}\r\n\r\n");
