@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
@@ -118,6 +119,11 @@ impl Envoy {
         self.proxy
     }
 
+    /// Clients connect here from now on: a listener that comes back may listen elsewhere.
+    pub fn serve_at(&mut self, address: SocketAddr) {
+        self.proxy = address;
+    }
+
     /// Its admin endpoint.
     #[must_use]
     pub fn admin(&self) -> SocketAddr {
@@ -155,6 +161,38 @@ impl Envoy {
     /// When the admin endpoint does not answer.
     pub fn stats(&self) -> Result<Stats> {
         Ok(Stats::parse(&self.ask_admin("/stats")?))
+    }
+
+    /// The numbers of `/stats` whose name has `text` in it: cheaper to make and to read where there are a great many.
+    ///
+    /// # Errors
+    ///
+    /// When the admin endpoint does not answer.
+    pub fn stats_of(&self, text: &str) -> Result<Stats> {
+        Ok(Stats::parse(&self.ask_admin(&format!("/stats?filter={text}"))?))
+    }
+
+    /// Stops all of its threads where they stand, as `kill -STOP` does.
+    ///
+    /// # Errors
+    ///
+    /// When the process has gone.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets them go on, as `kill -CONT` does.
+    ///
+    /// # Errors
+    ///
+    /// When the process has gone.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let process = Pid::from_child(&self.process);
+        kill_process(process, signal).context("cannot send Envoy a signal: it has gone")
     }
 
     /// The text of `/stats/prometheus`, Sentinel's metrics only.

@@ -94,6 +94,12 @@ pub struct Open {
 pub struct Upstream {
     address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
+    /// `None` while its port is closed.
+    running: Mutex<Option<Running>>,
+}
+
+/// The thread that listens and answers. Gone when dropped, and all connections with it.
+struct Running {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -105,25 +111,27 @@ impl Upstream {
     ///
     /// When the port is taken, naming it.
     pub fn start(port: u16) -> Result<Self> {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).with_context(|| {
-            format!("cannot listen on 127.0.0.1:{port} for the upstream: stop what holds the port, or choose another")
-        })?;
-        listener.set_nonblocking(true).context("cannot make the upstream's socket non-blocking")?;
-        let address = listener.local_addr().context("the upstream's socket has no address")?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start a runtime for the upstream")?;
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("upstream".to_owned())
-            .spawn({
-                let seen = Arc::clone(&seen);
-                move || runtime.block_on(serve(listener, seen, stopped))
-            })
-            .context("cannot start a thread for the upstream")?;
-        Ok(Self { address, seen, stop: Some(stop), thread: Some(thread) })
+        let (address, running) = Running::start(port, &seen)?;
+        Ok(Self { address, seen, running: Mutex::new(Some(running)) })
+    }
+
+    /// Closes its port and breaks off all connections. What it has seen stays known.
+    pub fn close(&self) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(running);
+    }
+
+    /// Listens again where it did.
+    ///
+    /// # Errors
+    ///
+    /// When somebody else has taken the port meanwhile.
+    pub fn reopen(&self) -> Result<()> {
+        self.close();
+        let (_, running) = Running::start(self.address.port(), &self.seen)?;
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
+        Ok(())
     }
 
     /// Where it listens.
@@ -185,7 +193,30 @@ impl Upstream {
     }
 }
 
-impl Drop for Upstream {
+impl Running {
+    fn start(port: u16, seen: &Arc<Mutex<Seen>>) -> Result<(SocketAddr, Self)> {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).with_context(|| {
+            format!("cannot listen on 127.0.0.1:{port} for the upstream: stop what holds the port, or choose another")
+        })?;
+        listener.set_nonblocking(true).context("cannot make the upstream's socket non-blocking")?;
+        let address = listener.local_addr().context("the upstream's socket has no address")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start a runtime for the upstream")?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("upstream".to_owned())
+            .spawn({
+                let seen = Arc::clone(seen);
+                move || runtime.block_on(serve(listener, seen, stopped))
+            })
+            .context("cannot start a thread for the upstream")?;
+        Ok((address, Self { stop: Some(stop), thread: Some(thread) }))
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {

@@ -222,7 +222,8 @@ pub(crate) fn assert_exactly(world: &World, path: &str, threshold: u64) {
     }
 }
 
-fn holds_exactly(world: &World, path: &str, threshold: u64) -> bool {
+/// Whether so many at a time are possible now, and no more.
+pub(crate) fn holds_exactly(world: &World, path: &str, threshold: u64) -> bool {
     // Under a name of their own at the upstream: some of those before may not have been seen to end there.
     let name = format!("held at {}", clock::wall_nanos());
     let long: &[_] = &[("x-latency-ms", "60000"), (RESOURCE, &name)];

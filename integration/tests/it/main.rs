@@ -17,6 +17,7 @@ mod configuration;
 mod console;
 mod every_kind;
 mod exact;
+mod faults;
 mod flow;
 mod gateway;
 mod grpc;

@@ -282,6 +282,22 @@ impl World {
         rate: Rate,
         body: impl FnOnce() -> T,
     ) -> (Report, T) {
+        let (report, done) = self.while_trying(asks, rate, body);
+        assert!(
+            report.errors().is_empty(),
+            "requests without an answer: {:?}; {self:?}",
+            report.errors()
+        );
+        (report, done)
+    }
+
+    /// As `while_loading`, but requests may get no answer.
+    pub(crate) fn while_trying<T>(
+        &self,
+        asks: &[Ask],
+        rate: Rate,
+        body: impl FnOnce() -> T,
+    ) -> (Report, T) {
         let stopped = Arc::new(AtomicBool::new(false));
         let plan = Plan {
             server: self.proxy(),
@@ -294,13 +310,7 @@ impl World {
         let done = catch_unwind(AssertUnwindSafe(body));
         stopped.store(true, Ordering::Relaxed);
         let report = load.join().unwrap();
-        let done = done.unwrap_or_else(|panic| resume_unwind(panic));
-        assert!(
-            report.errors().is_empty(),
-            "requests without an answer: {:?}; {self:?}",
-            report.errors()
-        );
-        (report, done)
+        (report, done.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     /// GET `path` is answered with `status` within half a minute, and so often in a row on connections of their own that no
@@ -429,7 +439,7 @@ pub(crate) fn dist() -> PathBuf {
     given("SENTINEL_DIST", &[&root().join("dist")], "sentinel_filter.wasm")
 }
 
-fn faults_dist() -> PathBuf {
+pub(crate) fn faults_dist() -> PathBuf {
     given("SENTINEL_FAULTS_DIST", &[&root().join("target/faults")], "sentinel_filter.wasm")
 }
 

@@ -73,6 +73,8 @@ pub struct Service {
     breakers: Breakers,
     judge: Judge,
     frame: Vec<u8>,
+    /// Frames taken off the queue, unreadable ones too.
+    frames_folded: u64,
     /// Rule sets that could not be taken up.
     rules_rejected: u64,
     /// Whether somebody says that other filters carry rules now.
@@ -111,6 +113,7 @@ struct Means<'a, H> {
 
 #[derive(Debug, Default)]
 struct Meters {
+    frames_folded: Total,
     frames_lost: Total,
     rules_rejected: Total,
     conflict: Metric,
@@ -142,6 +145,7 @@ impl Service {
             breakers: Breakers::default(),
             judge: Judge::default(),
             frame: Vec::new(),
+            frames_folded: 0,
             rules_rejected: 0,
             is_nudged: false,
             beat_at: Nanos::default(),
@@ -559,6 +563,13 @@ impl Service {
 
     /// Takes frames off the queue, and opens breakers by them. `true` if there may be more.
     fn drain_queue<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) -> bool {
+        let more = self.fold_frames(host, now);
+        let folded = self.frames_folded;
+        self.meters.frames_folded.report(host, folded, |text| text.push_str("frames_folded"));
+        more
+    }
+
+    fn fold_frames<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) -> bool {
         let Role::Holder { queue } = &mut self.role else { return false };
         let queue = match *queue {
             Some(queue) => queue,
@@ -577,6 +588,7 @@ impl Service {
                 self.is_nudged = true;
                 continue;
             }
+            self.frames_folded = self.frames_folded.saturating_add(1);
             match CounterFrame::decode(&self.frame) {
                 Ok(frame) => {
                     let breakers = &self.breakers;

@@ -154,7 +154,7 @@ impl Worker {
 
     /// One frame, if the queue is there. What does not fit, and what is not acknowledged, goes with the
     /// next one.
-    pub(super) fn send_frame<H: Host>(&mut self, host: &mut H, now: Nanos, watched: bool) {
+    pub(super) fn send_frame<H: Host + Meter>(&mut self, host: &mut H, now: Nanos, watched: bool) {
         let view = &mut self.service;
         let queue = match view.queue {
             Some(queue) => queue,
@@ -189,7 +189,10 @@ impl Worker {
             Ok(()) => {
                 self.sequence = sequence;
                 self.frame_at = now;
+                // At once: what the service has folded is counted as soon, and the difference is what waits.
                 self.frames = self.frames.saturating_add(1);
+                let frames = self.frames;
+                self.meters.frames.report(host, frames, |text| text.push_str("frames"));
             }
             // The service's VM is gone, and its queue with it: resolve again.
             Err(HostError::NotFound | HostError::Status(_)) => self.service.queue = None,
@@ -201,7 +204,6 @@ impl Worker {
         meters.claims.report(host, self.tally.claims, |text| text.push_str("ledger_claims"));
         meters.retries.report(host, self.shared.retries, |text| text.push_str("cas_retries"));
         meters.failures.report(host, self.tally.failures, |text| text.push_str("ledger_failures"));
-        meters.frames.report(host, self.frames, |text| text.push_str("frames"));
         let slots_lost = self.tally.slots_lost;
         meters.slots_lost.report(host, slots_lost, |text| text.push_str("pacing_slots_lost"));
         meters.over.report(host, self.over, |text| text.push_str("workers_over"));

@@ -11,6 +11,7 @@ pub(crate) mod fuzz;
 pub(crate) mod replay;
 mod schema;
 pub(crate) mod sim;
+mod soak;
 mod test;
 mod top;
 mod up;
@@ -46,6 +47,7 @@ enum Command {
     Mutants(mutants::Arguments),
     Model(model::Arguments),
     Fuzz(fuzz::Arguments),
+    Soak(soak::Arguments),
     Bench(bench::Arguments),
 }
 
@@ -70,6 +72,7 @@ impl Cli {
             Command::Mutants(arguments) => mutants::run(&arguments).map(Tally::code),
             Command::Model(arguments) => model::run(&arguments).map(Tally::code),
             Command::Fuzz(arguments) => fuzz::run(&arguments).map(Tally::code),
+            Command::Soak(arguments) => soak::run(&arguments),
             Command::Bench(arguments) => bench::run(&arguments),
         }
     }
