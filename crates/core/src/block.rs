@@ -223,15 +223,15 @@ mod tests {
         },
     };
 
-    proptest! {
-        #[test]
+    #[test]
     fn what_would_end_a_line_or_turn_text_around_is_escaped() {
         let mut json = String::new();
         push_json_string(&mut json, "\u{85}\u{9b}31m\u{2028}\u{202e}\u{2066}\u{e9}");
         assert_eq!(json, "\"\\u0085\\u009b31m\\u2028\\u202e\\u2066\u{e9}\"");
     }
 
-    #[test]
+    proptest! {
+        #[test]
         fn bytes_that_are_no_text_are_shown_as_the_library_shows_them(
             bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0x7e..0x80_u8, 0xc0..0xf8_u8], 0..20),
         ) {

@@ -458,7 +458,7 @@ impl<'s> Execution<'s> {
                 return Err(format!("{:?} is written a second time", write.key));
             }
             self.stamp_goes_on(write.key, &write.value)?;
-            self.checker.written(write, Some(self.service))?;
+            self.checker.written(write, self.service == write.vm)?;
         }
         let Some(player) = self.players.get_mut(actor) else { return Ok(()) };
         match said {

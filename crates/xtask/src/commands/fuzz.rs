@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
     }
     if only.is_none_or(|only| only == MODULES) {
         let is_one = arguments.callbacks.is_some() || arguments.trace;
-        let runs = arguments.runs.unwrap_or(u64::from(is_one));
+        let runs = arguments.runs.unwrap_or_else(|| u64::from(is_one));
         let seconds = if runs > 0 { 0 } else { arguments.seconds };
         let of = [arguments.seed, runs, seconds, arguments.callbacks.unwrap_or(CALLBACKS)];
         tally.add(in_modules(&workspace, of, arguments.steady, arguments.trace)?);
