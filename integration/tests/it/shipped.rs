@@ -360,19 +360,14 @@ fn needed_by(module: &Path) -> BTreeSet<String> {
     let bytes = fs::read(module).unwrap();
     let mut needed = BTreeSet::new();
     for payload in Parser::new(0).parse_all(&bytes) {
-        match payload.unwrap() {
-            Payload::ImportSection(section) => {
-                needed.extend(section.into_imports().map(|import| import.unwrap().name.to_owned()));
-            }
-            Payload::ExportSection(section) => needed.extend(
-                section
-                    .into_iter()
-                    .map(Result::unwrap)
-                    .filter(|export| export.kind == ExternalKind::Func)
-                    .map(|export| export.name.to_owned())
-                    .filter(|name| name.starts_with("proxy_on_")),
-            ),
-            _ => {}
+        let payload = payload.unwrap();
+        if let Payload::ImportSection(section) = payload {
+            needed.extend(section.into_imports().map(|import| import.unwrap().name.to_owned()));
+        } else if let Payload::ExportSection(section) = payload {
+            let exports = section.into_iter().map(Result::unwrap);
+            let functions = exports.filter(|export| export.kind == ExternalKind::Func);
+            let callbacks = functions.filter(|export| export.name.starts_with("proxy_on_"));
+            needed.extend(callbacks.map(|export| export.name.to_owned()));
         }
     }
     needed

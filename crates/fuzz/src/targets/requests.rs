@@ -104,7 +104,7 @@ pub(super) fn network(bytes: &[u8]) -> Result<(), String> {
     let (network, address) = split(bytes);
     for text in [network, address] {
         let ours = Address::parse(text).is_some();
-        let theirs = core::str::from_utf8(text).is_ok_and(is_address);
+        let theirs = is_address(text);
         holds(ours == theirs, || {
             let text = String::from_utf8_lossy(text);
             format!("{text:?} is an address: {ours}, but for the standard library {theirs}")
@@ -122,13 +122,12 @@ pub(super) fn network(bytes: &[u8]) -> Result<(), String> {
     holds(network.contains(first), || format!("{text:?} does not contain its own address"))
 }
 
-/// As the standard library has it, but for a zone (`fe80::1%eth0`), which it does not know.
-fn is_address(text: &str) -> bool {
-    if text.contains(':') {
-        text.split('%').next().unwrap_or(text).parse::<Ipv6Addr>().is_ok()
-    } else {
-        text.parse::<Ipv4Addr>().is_ok()
-    }
+/// As the standard library has it, but for a zone (`fe80::1%eth0`), which it does not know and which may be any bytes.
+fn is_address(text: &[u8]) -> bool {
+    let is_v6 = text.contains(&b':');
+    let address = if is_v6 { text.split(|byte| *byte == b'%').next() } else { Some(text) };
+    let address = address.and_then(|address| core::str::from_utf8(address).ok()).unwrap_or("");
+    if is_v6 { address.parse::<Ipv6Addr>().is_ok() } else { address.parse::<Ipv4Addr>().is_ok() }
 }
 
 /// A piece of a stream.
