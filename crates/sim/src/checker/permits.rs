@@ -10,7 +10,7 @@ use sentinel_core::{
     time::{Nanos, Span},
 };
 
-use super::{Broken, Row};
+use super::{Broken, Row, TICK};
 
 /// All permits of one rule.
 #[derive(Debug, Default)]
@@ -86,7 +86,9 @@ impl PermitBook {
         }
         let row = Row::go_on(self.refused, now);
         self.refused = Some(row);
-        if row.is_too_long() {
+        // One that has just become idle is kept until a whole tick has passed without use: that is the second one from
+        // there, unless somebody has asked for it.
+        if row.length() > Span::new(2 * TICK.get()) {
             let for_ms = row.length().as_millis();
             return Err(format!(
                 "it refuses for {for_ms} ms though only {in_flight} of {} are in flight",
