@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use sentinel_integration::bootstrap::{
-    Bootstrap, CAPABILITIES, CONNECTION_MANAGER, Configuration, Files, Sentinel, at,
+    Bootstrap, CAPABILITIES, Configuration, Files, Sentinel, at,
 };
 use sentinel_integration::client::{self, Answer, Client};
 use sentinel_integration::clock;
@@ -33,6 +33,8 @@ pub(crate) struct Setup {
     pub(crate) workers: u32,
     pub(crate) binary: PathBuf,
     pub(crate) dist: PathBuf,
+    /// Whether those modules are there that can be made to fail.
+    pub(crate) faults: bool,
     pub(crate) filter: Option<Configuration>,
     pub(crate) service: Option<Configuration>,
     pub(crate) revived: bool,
@@ -63,6 +65,7 @@ impl Setup {
             workers: 4,
             binary: envoy(),
             dist: sentinel.dist,
+            faults: false,
             filter: sentinel.filter,
             service: sentinel.service,
             revived: true,
@@ -176,10 +179,8 @@ impl Setup {
     /// With the modules that can be made to fail.
     pub(crate) fn with_faults(mut self) -> Self {
         self.dist = faults_dist();
-        // Steps of `contract.rs` are the service's as well.
-        ["proxy_register_shared_queue", "proxy_dequeue_shared_queue"].into_iter().fold(self, |setup, call| {
-            setup.change(&format!("{CONNECTION_MANAGER}/http_filters/0/typed_config/config{CAPABILITIES}/{call}"), json!({}))
-        })
+        self.faults = true;
+        self
     }
 
     pub(crate) fn start(self) -> World {
@@ -221,6 +222,10 @@ impl Setup {
         let discovery = Discovery::at(directory.path().join("xds.json"));
         let mut resource = Value::Null;
         let envoy = Envoy::start_changed(&self.binary, self.workers, &bootstrap, |root| {
+            if self.faults {
+                let listeners = at(root, "/static_resources/listeners")?.as_array_mut();
+                listeners.into_iter().flatten().for_each(allow_steps);
+            }
             changes.into_iter().for_each(|(place, value)| put(root, &place, value));
             tcp::add(root, &tcp, reply.as_ref().map(|(_, port)| *port))?;
             match by_xds {
@@ -407,6 +412,17 @@ pub(crate) const IN_A_ROW: u32 = 24;
 /// A document of rules, each a YAML mapping of its fields.
 pub(crate) fn document(kind: &str, rules: &[&str]) -> Value {
     rules::document(kind, &rules.iter().map(|rule| yaml(rule)).collect::<Vec<_>>())
+}
+
+/// Steps of `contract.rs` are the service's as well. What filters may do must be the same, or Envoy gives them VMs of their
+/// own.
+fn allow_steps(listener: &mut Value) {
+    let filter = "/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config/config";
+    if let Some(Value::Object(may)) = listener.pointer_mut(&format!("{filter}{CAPABILITIES}")) {
+        for call in ["proxy_register_shared_queue", "proxy_dequeue_shared_queue"] {
+            may.insert(call.to_owned(), json!({}));
+        }
+    }
 }
 
 fn put(root: &mut Value, place: &str, value: Value) {
