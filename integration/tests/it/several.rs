@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use sentinel_integration::bootstrap::CONNECTION_MANAGER;
+use sentinel_integration::bootstrap::{Bootstrap, CONNECTION_MANAGER, Sentinel, at};
 use sentinel_integration::client::{self, Client};
 use sentinel_integration::clock;
 
@@ -241,6 +241,7 @@ pub(crate) fn filter(configuration: &str, second: Second) -> Value {
                 "name": "sentinel_filter",
                 "failure_policy": "FAIL_RELOAD",
                 "reload_config": {"backoff": {"base_interval": "0.1s"}},
+                "capability_restriction_config": restriction(),
                 "vm_config": {
                     "vm_id": "sentinel",
                     "runtime": "envoy.wasm.runtime.v8",
@@ -254,6 +255,22 @@ pub(crate) fn filter(configuration: &str, second: Second) -> Value {
             },
         },
     })
+}
+
+/// What the filter that is always there may do: Envoy 1.40 gives one that may do something else a VM of its own.
+fn restriction() -> Value {
+    let bootstrap = Bootstrap {
+        port: 0,
+        admin_port: 0,
+        upstream: ([127, 0, 0, 1], 9).into(),
+        sentinel: Some(Sentinel::with_rules(&world::dist(), &[]).unwrap()),
+        console_port: 0,
+        access_log: None,
+    };
+    let place = format!(
+        "{CONNECTION_MANAGER}/http_filters/0/typed_config/config/capability_restriction_config"
+    );
+    at(&mut bootstrap.render().unwrap(), &place).unwrap().take()
 }
 
 /// A listener of its own with one filter.
