@@ -77,6 +77,8 @@ struct Waiting {
     thread: usize,
     vm: u32,
     traffic: Option<usize>,
+    /// When it began, by the shared clock.
+    since: Nanos,
     /// By the shared clock.
     until: Nanos,
 }
@@ -219,9 +221,10 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Whether the rules allow a request of this resource now and then.
+    /// Whether the rules allow a request of this resource now and then: those in force, since a service that is dead for good
+    /// puts no others there.
     fn may_pass(&self, resource: &str) -> bool {
-        let rules = self.scenario.rule_sets.get(self.rules).map(|(_, rules)| rules.as_slice());
+        let rules = self.checker.rules_in_force();
         let applies = |rule: &&Rule| {
             rule.common().unit == Unit::Request
                 && !rule.common().shadow
@@ -231,7 +234,7 @@ impl<'a> World<'a> {
                     Some(Target::Pattern(_) | Target::Group(_)) => false,
                 }
         };
-        rules.unwrap_or_default().iter().filter(applies).all(|rule| match rule {
+        rules.iter().map(|rule| &**rule).filter(applies).all(|rule| match rule {
             Rule::Flow(flow) => {
                 let least = match flow.calculate {
                     TokenCalculate::Direct => 1.0,
@@ -610,7 +613,8 @@ impl<'a> World<'a> {
                     let at = self.now + self.random.u64(..=left);
                     self.plan(at, Event::GiveUp { stream });
                 }
-                let waiting = Waiting { thread: index, vm, traffic: asked, until: *until };
+                let since = self.clock();
+                let waiting = Waiting { thread: index, vm, traffic: asked, since, until: *until };
                 self.waiting.insert(stream, waiting);
             }
         }
@@ -619,13 +623,15 @@ impl<'a> World<'a> {
 
     /// A request that waited may go on. (One that was given up meanwhile is nobody's.)
     fn due(&mut self, stream: u64) -> Result<(), Broken> {
-        let Some(Waiting { thread, vm, traffic, until }) = self.waiting.remove(&stream) else {
+        let Some(Waiting { thread, vm, traffic, since, until }) = self.waiting.remove(&stream)
+        else {
             return Ok(());
         };
         self.note(format_args!("thread {thread}: {stream} goes on"));
         let (slot, settled) = self.checker.leaves(stream);
         self.goes_on(slot.min(until), stream)?;
-        let late = self.clock().since(settled.min(until));
+        // A worker that was idle when its rule went hears of that with the first tick after.
+        let late = self.clock().since(settled.max(since).min(until));
         self.report.latest = self.report.latest.max(late.get());
         self.report.all_gone = self.elapsed();
         if late > TICK && self.scenario.is_faultless() && self.scenario.stall_one_in == 0 {
