@@ -158,7 +158,7 @@ struct Soak {
 impl Soak {
     fn start(options: &Options) -> Result<Self> {
         let rules = RuleServer::start()?;
-        rules.put(CHANGING, &changing(0));
+        rules.put(CHANGING, &changing(0).to_string());
         let mut documents = Vec::new();
         for (kind, texts) in mix::RULES.iter().chain(&MORE_RULES) {
             let parsed: Result<Vec<_>> = texts.iter().map(|text| parsed(text)).collect();
@@ -170,6 +170,8 @@ impl Soak {
                 "name": "changing",
                 "http": {"cluster": "rules", "authority": "rules", "path": CHANGING},
                 "intervalMs": 100,
+                // All rules are in force from the first request: before that it would count as one of no rule's.
+                "fallback": [changing(0)],
             }],
             "envoyStats": {"cluster": ADMIN_CLUSTER},
             "settings": {"workerTtlMs": 5000, "orphanTtlMs": 1000},
@@ -304,7 +306,7 @@ impl Soak {
                 Harm::Nothing => false,
                 Harm::RulesChange => {
                     self.version += 1;
-                    self.rules.put(CHANGING, &changing(self.version));
+                    self.rules.put(CHANGING, &changing(self.version).to_string());
                     true
                 }
                 Harm::ClientsAbort => self.abort().is_ok(),
@@ -467,7 +469,7 @@ fn parsed(text: &str) -> Result<Value> {
 }
 
 /// The document that changes, in its so-manieth version: another threshold each time.
-fn changing(version: u64) -> String {
+fn changing(version: u64) -> Value {
     let threshold = if version.is_multiple_of(2) { CHANGING_MOST } else { CHANGING_MOST / 2 };
     let rule = json!({"id": "changing", "resource": "GET:/changing", "threshold": threshold});
     // And one that comes and goes.
@@ -475,7 +477,7 @@ fn changing(version: u64) -> String {
     if version.is_multiple_of(3) {
         rules.push(json!({"id": "now-and-then", "resource": "GET:/free", "threshold": 1_000_000, "statIntervalInMs": 500}));
     }
-    rules::flow_rules(&rules).to_string()
+    rules::flow_rules(&rules)
 }
 
 /// The mix, and requests for what [`MORE_RULES`] speak of.
@@ -547,8 +549,8 @@ const SAMPLE: Duration = Duration::from_secs(2);
 const LONG_ENOUGH: Duration = Duration::from_secs(90);
 /// How long it may take until all has come to rest: a dead worker's requests are given up after six seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A flush is due every 10 ms; the rest is how late a timer may be.
-const FLUSH_NS: u64 = 50_000_000;
+/// A flush is due every 10 ms; the rest is how late a timer may be where a processor is taken away for a while.
+const FLUSH_NS: u64 = 200_000_000;
 const CHANGING: &str = "/changing.yaml";
 const CHANGING_MOST: u64 = 100;
 
