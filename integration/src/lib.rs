@@ -6,7 +6,7 @@
 //!
 //! In the order of a run: [`bootstrap`] makes Envoy's configuration out of `envoy/envoy.yaml`, [`envoy`] starts
 //! it, [`upstream`] stands behind it, [`rule_server`] and [`xds`] change what it goes by, and [`load`], [`client`] and [`hanging`] stand in front,
-//! [`windows`] and [`pacing`] judge. [`demo`], [`up`], [`accuracy`], [`cost`], [`message_cost`], [`reaction`] and [`rules_bench`] are what commands do.
+//! [`windows`] and [`pacing`] judge. [`demo`], [`up`], [`accuracy`], [`cost`], [`message_cost`], [`reaction`] and [`rules_bench`], [`throughput`] are what commands do.
 
 pub mod accuracy;
 pub mod bootstrap;
@@ -31,7 +31,9 @@ pub mod rules_bench;
 pub mod soak;
 pub mod stats;
 pub mod tcp;
+pub mod throughput;
 pub mod up;
 pub mod upstream;
 pub mod windows;
 pub mod xds;
+mod yardsticks;

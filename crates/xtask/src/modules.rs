@@ -106,6 +106,21 @@ pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
     Ok(Dist { folder })
 }
 
+/// Builds the filter on the stock SDK that does nothing, which benches compare ours with.
+///
+/// # Errors
+/// If no toolchain can be set up, or the compiler refuses.
+pub(crate) fn build_stock(workspace: &Workspace) -> Result<PathBuf> {
+    let toolchain = WasmToolchain::set_up()?;
+    let mut cargo = toolchain.cargo("build", workspace)?;
+    cargo
+        .args(["--release", "--locked", "--manifest-path"])
+        .arg(workspace.path("integration/stock_filter/Cargo.toml"));
+    process::run(cargo)?;
+    let output = workspace.target.join("wasm").join(toolchain.name()).join(TARGET);
+    Ok(output.join("release/stock_filter.wasm"))
+}
+
 /// A module of a build.
 struct Module {
     /// The crate that it is made of.

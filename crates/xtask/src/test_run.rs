@@ -213,6 +213,8 @@ fn unit(workspace: &Workspace) -> Result<Tally> {
 fn native_tests(workspace: &Workspace) -> Command {
     let mut cargo = in_project(workspace, "test", &["--workspace", "--no-fail-fast"]);
     cargo.args(ONLY_IN_ENVOY.map(|name| format!("--exclude={name}")));
+    // What a test says stands at the end of what is printed, where whoever sees only that looks for it.
+    cargo.env("RUST_BACKTRACE", "0");
     cargo
 }
 

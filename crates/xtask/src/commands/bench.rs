@@ -7,15 +7,16 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use sentinel_integration::accuracy::accuracy;
 use sentinel_integration::connection_cost::connections;
-use sentinel_integration::cost::cost;
+use sentinel_integration::cost::{self, cost};
 use sentinel_integration::message_cost::messages;
 use sentinel_integration::reaction::breaker;
 use sentinel_integration::rules_bench::rules;
+use sentinel_integration::throughput::throughput;
 
 use super::exit_code;
-use crate::envoy;
 use crate::modules::{self, Flavour};
 use crate::workspace::Workspace;
+use crate::{apt, envoy, process};
 
 /// Runs the benchmarks, side by side in one run.
 #[derive(Args, Debug)]
@@ -30,8 +31,11 @@ pub(crate) struct Arguments {
 pub(crate) enum Bench {
     /// How exact limits are, by number of workers, threshold and window, counted at the upstream.
     Accuracy,
-    /// The CPU time that a request costs Envoy: without a filter, with Envoy's own local rate limit, and with ours.
+    /// The CPU time that a request costs Envoy: without a filter, with Envoy's own local rate limit, with Wasm filters that do
+    /// nothing, and with ours.
     Cost,
+    /// How many requests a second one worker carries, and how long they take at a fixed rate, with the same filters.
+    Throughput,
     /// The CPU time that a TCP connection costs Envoy, and a piece of data in one: without a filter and with ours.
     Connections,
     /// The CPU time that a message of a stream costs Envoy: without a filter, and with either of ours.
@@ -45,7 +49,8 @@ pub(crate) enum Bench {
 /// # Errors
 /// If something cannot be set up or measured.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let dist = modules::build(&Workspace::find()?, Flavour::Shipping)?.folder;
+    let workspace = Workspace::find()?;
+    let dist = modules::build(&workspace, Flavour::Shipping)?.folder;
     let binary = envoy::envoy(None)?;
     let chosen = arguments.name.as_ref().map_or_else(Bench::value_variants, slice::from_ref);
     let out = &mut std::io::stdout();
@@ -53,7 +58,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     for bench in chosen {
         holds &= match bench {
             Bench::Accuracy => accuracy(&binary, &dist, out)?,
-            Bench::Cost => cost(&binary, &dist, out)?,
+            Bench::Cost => {
+                let stock = modules::build_stock(&workspace)?;
+                cost(&binary, &cost::Modules { dist: dist.clone(), stock }, out)?
+            }
+            Bench::Throughput => {
+                if process::on_path("wrk").is_none() {
+                    apt::install(&["wrk"], "throughput is measured with wrk")?;
+                }
+                let stock = modules::build_stock(&workspace)?;
+                throughput(&binary, &cost::Modules { dist: dist.clone(), stock }, out)?
+            }
             Bench::Connections => connections(&binary, &dist, out)?,
             Bench::Messages => messages(&binary, &dist, out)?,
             Bench::Rules => rules(&binary, &dist, &sentinel_cli::published_bytes, out)?,
