@@ -517,7 +517,7 @@ fn service_tick(case: &Case, counting: &Counting) -> Result<Outcome, String> {
     case.shown(envoy, counts)
 }
 
-/// What the service does in a second in which 64 workers send what it is to know of 50 resources every 10 ms, and of the
+/// What the service does in a second, put together of its parts, in which 64 workers send what it is to know of 50 resources every 10 ms, and of the
 /// others once: of 950 that are busy as many as go into one frame.
 ///
 /// One worker is real. The frames of the others are its own, with another name and in due order.
@@ -614,13 +614,23 @@ fn service_second(case: &Case, counting: &Counting) -> Result<Outcome, String> {
         add(&mut of_rest, spent);
     }
     expect("frames that were lost", &envoy.statistic("sentinel.frames_lost"), &0)?;
-    let mut second = of_rest;
-    of_watched.iter().for_each(|counts| add(&mut second, *counts));
+    let gauge = envoy.statistic("sentinel.pass_qps");
+    if gauge == 0 {
+        return Err("the service shows no requests in its gauges".to_owned());
+    }
+    // Where gauges are set and who is alive is looked at.
+    envoy.wait(1_000 * MS);
+    let ((), beat) = envoy.spent(Place::Service, |envoy| envoy.tick(Place::Service))?;
+    let flush = median(of_watched);
+    let mut second = flush.map(|count| count * 100);
+    add(&mut second, of_rest);
+    add(&mut second, beat);
     let figure = |part: &str, counts| Figure { name: format!("{}: {part}", case.name), counts };
     Ok(Outcome {
         figures: vec![
-            figure("10 ms of the 50 that it evaluates", median(of_watched)),
-            figure("what goes once a second", of_rest),
+            figure("frames of 10 ms, of the 50 that it evaluates", flush),
+            figure("frames of a second, of others", of_rest),
+            figure("tick, once a second", beat),
             figure("a second", second),
         ],
         by_function: envoy.by_function,
