@@ -10,8 +10,10 @@ use super::{Answer, Counting, Envoy, Exchange, Figure, MS, Moment, Outcome, Plac
 /// One thing that modules do.
 pub(super) struct Case {
     name: &'static str,
-    run: Box<dyn Fn(&Self, &Counting) -> Result<Outcome, String>>,
+    run: Box<Run>,
 }
+
+type Run = dyn Fn(&Case, &Counting) -> Result<Outcome, String>;
 
 impl Case {
     pub(super) fn name(&self) -> &'static str {
@@ -42,7 +44,7 @@ pub(super) fn all() -> Vec<Case> {
     add("frame of 1 resource", |case, counting| frame(case, counting, 1));
     add("frame of 16 resources", |case, counting| frame(case, counting, 16));
     add("frame of 256 resources", |case, counting| frame(case, counting, 256));
-    add("service's tick, nothing new", |case, counting| service_tick(case, counting));
+    add("service's tick, nothing new", service_tick);
     add("service, 64 workers, 1,000 resources", service_second);
     all
 }
@@ -554,7 +556,7 @@ fn service_second(case: &Case, counting: &Counting) -> Result<Outcome, String> {
         envoy.tick(Place::Service)?;
     }
     let mut entries: Vec<_> = said.iter().flat_map(|frame| frame.entries.clone()).collect();
-    entries.sort_by(|a, b| (a.resource, a.name.is_none()).cmp(&(b.resource, b.name.is_none())));
+    entries.sort_by_key(|entry| (entry.resource, entry.name.is_none()));
     entries.dedup_by_key(|entry| entry.resource);
     let (watched, rest): (Vec<_>, Vec<_>) =
         entries.into_iter().partition(|entry| !entry.breakers.is_empty());
