@@ -3,7 +3,7 @@
 //! A refusal is an answer, not a failure: the reply, the access log and the metrics all say the same
 //! block type and rule.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{string::String, vec::Vec};
 use core::fmt::Write as _;
 
 use crate::rule::Rule;
@@ -113,7 +113,7 @@ impl<'a> Reply<'a> {
             let resource = refused.expose_rule.then_some(refused.resource);
             json_body(block_type, status, resource, shown)
         };
-        let mut headers: Vec<(&str, &[u8])> = Vec::new();
+        let mut headers: Vec<(&str, &[u8])> = Vec::with_capacity(4);
         if own_body.is_none() {
             headers.push(("content-type", b"application/json"));
         }
@@ -141,8 +141,10 @@ pub fn is_grpc(content_type: &[u8]) -> bool {
 
 /// The sentence that JSON bodies and `grpc-message` carry.
 pub fn message(block_type: BlockType) -> String {
-    format!("Blocked by Sentinel: {}", block_type.name())
+    [MESSAGE, block_type.name()].concat()
 }
+
+const MESSAGE: &str = "Blocked by Sentinel: ";
 
 /// The body of an HTTP reply with `status`. Without `resource` and `rule` it names neither
 /// (`exposeRule: false`).
@@ -152,7 +154,15 @@ pub fn json_body(
     resource: Option<&[u8]>,
     rule: Option<&str>,
 ) -> String {
-    let mut body = format!(r#"{{"code":{status},"message":"{}""#, message(block_type));
+    // A refusal is to be cheap: piece by piece into one block of memory, which formatting would grow in steps.
+    let names = resource.map_or(0, <[u8]>::len) + rule.map_or(0, str::len);
+    let mut body = String::with_capacity(BODY_BYTES + names);
+    body.push_str(r#"{"code":"#);
+    push_decimal(&mut body, status);
+    body.push_str(r#","message":""#);
+    body.push_str(MESSAGE);
+    body.push_str(block_type.name());
+    body.push('"');
     if let Some(resource) = resource {
         body.push_str(r#","resource":"#);
         push_json_bytes(&mut body, resource);
@@ -165,6 +175,17 @@ pub fn json_body(
     body
 }
 
+/// What a body has besides the names, at most.
+const BODY_BYTES: usize = 96;
+
+fn push_decimal(text: &mut String, number: u16) {
+    if number >= 10 {
+        push_decimal(text, number / 10);
+    }
+    let digit = u8::try_from(number % 10).unwrap_or(0);
+    text.push(char::from(b'0' + digit));
+}
+
 /// Appends `text` as a JSON string, quotes included (RFC 8259, section 7).
 pub fn push_json_string(json: &mut String, text: &str) {
     push_json_bytes(json, text.as_bytes());
@@ -174,7 +195,15 @@ pub fn push_json_string(json: &mut String, text: &str) {
 /// it, which would be another 1 KB of the filter.
 pub fn push_json_bytes(json: &mut String, bytes: &[u8]) {
     json.push('"');
+    // Nearly every name is plain: it goes as a whole, and not character by character.
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
     let mut rest = bytes;
+    if bytes.iter().all(is_plain)
+        && let Ok(text) = core::str::from_utf8(bytes)
+    {
+        json.push_str(text);
+        rest = &[];
+    }
     while !rest.is_empty() {
         let (valid, lost) = match core::str::from_utf8(rest) {
             Ok(text) => (text.len(), 0),

@@ -65,16 +65,23 @@ impl<B: Tally> LeapArray<B> {
 
     /// Adds to the slice of `now`. Counts of a slice that the ring has left are dropped.
     pub fn add(&mut self, now: Nanos, counts: &B) {
+        if let Some(bucket) = self.bucket_of(now) {
+            bucket.add(counts);
+        }
+    }
+
+    /// The bucket in which what happens `now` counts; `None` if the ring has left that slice.
+    pub fn bucket_of(&mut self, now: Nanos) -> Option<&mut B> {
         let slice = self.slice_at(now);
         let index = self.index_of(slice);
-        let Some((stamp, bucket)) = self.buckets.get_mut(index) else { return };
+        let (stamp, bucket) = self.buckets.get_mut(index)?;
         if *stamp != slice {
             if stamp.get() != u64::MAX && *stamp > slice {
-                return;
+                return None;
             }
             (*stamp, *bucket) = (slice, B::default());
         }
-        bucket.add(counts);
+        Some(bucket)
     }
 
     /// The sum of the last `slices` slices, the current one included.
@@ -147,6 +154,13 @@ impl Tally for MetricBucket {
 }
 
 impl RtHistogram {
+    /// Counts so many response times of a class; one that there is not is left out.
+    pub fn count(&mut self, class: usize, times: u32) {
+        if let Some(sum) = self.0.get_mut(class) {
+            *sum = sum.saturating_add(times);
+        }
+    }
+
     /// The response time that `percent` of the requests did not exceed, in milliseconds: the upper end of
     /// the class it falls in; 0 if nothing was counted.
     pub fn quantile_ms(&self, percent: u32) -> u64 {

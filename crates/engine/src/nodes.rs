@@ -9,7 +9,7 @@ use alloc::{rc::Rc, string::ToString as _, vec::Vec};
 use sentinel_core::{
     order::order_of,
     rule::INBOUND,
-    stat::{MetricBucket, RT_CLASSES, Tally as _, class_of},
+    stat::{MetricBucket, Tally as _, class_of},
 };
 use sentinel_wire::frame::{BreakerCounts, FRAME_ENTRIES_MAX, FrameEntry};
 
@@ -63,8 +63,8 @@ struct Node {
     is_watched: bool,
     /// Whether it repeats what others count: then it has no series, and no part in the proxy's totals.
     is_sum: bool,
-    /// Response times by class; empty until a request has ended.
-    histogram: Vec<u64>,
+    /// Response times by class, in ascending order of classes: of eighty a resource has a few.
+    histogram: Vec<(u8, u64)>,
     series: Series,
     has_series: bool,
     reported: bool,
@@ -72,6 +72,9 @@ struct Node {
     listed: bool,
     /// The first frame that carried the node as it is now; 0 if none has.
     sent_in: u64,
+    /// The first frame that carried the name; 0 if none has. (`sent_in` begins anew with each change, and a busy resource
+    /// changes sooner than its frame is acknowledged.)
+    named_in: u64,
     /// Whether this service has acknowledged a frame with the name.
     name_known: bool,
     retired: bool,
@@ -208,10 +211,7 @@ impl Nodes {
                 node.totals.add(&ended);
                 node.in_flight = node.in_flight.saturating_sub(1);
                 node.rt_min = node.rt_min.max(MetricBucket::rt_min_of(rt_ms));
-                node.histogram.resize(RT_CLASSES, 0);
-                if let Some(count) = node.histogram.get_mut(class_of(rt_ms)) {
-                    *count = count.saturating_add(1);
-                }
+                node.count_time(rt_ms);
             });
         }
         if let Some(node) = self.node_mut(index)
@@ -324,6 +324,9 @@ impl Nodes {
             if node.sent_in == 0 {
                 node.sent_in = sequence;
             }
+            if node.named_in == 0 {
+                node.named_in = sequence;
+            }
             entries.push(node.entry(counts(&node.breakers)));
             sent.push(index);
             false
@@ -352,9 +355,10 @@ impl Nodes {
             else {
                 return false;
             };
-            let known = node.sent_in != 0 && node.sent_in <= sequence;
+            let has = |frame: u64| frame != 0 && frame <= sequence;
+            node.name_known |= has(node.named_in);
+            let known = has(node.sent_in);
             if known {
-                node.name_known = true;
                 node.listed = false;
             }
             !known
@@ -367,7 +371,7 @@ impl Nodes {
         self.unacknowledged.clear();
         for (index, node) in (0..).zip(&mut self.nodes) {
             node.name_known = false;
-            node.sent_in = 0;
+            (node.sent_in, node.named_in) = (0, 0);
             node.listed = node.totals != MetricBucket::default();
             if node.listed {
                 self.unacknowledged.push(index);
@@ -445,8 +449,20 @@ impl Node {
             reported: true,
             listed: false,
             sent_in: 0,
+            named_in: 0,
             name_known: false,
             retired: false,
+        }
+    }
+
+    fn count_time(&mut self, rt_ms: u64) {
+        let class = u8::try_from(class_of(rt_ms)).unwrap_or(u8::MAX);
+        match self.histogram.iter_mut().find(|(known, _)| *known >= class) {
+            Some((known, count)) if *known == class => *count = count.saturating_add(1),
+            _ => {
+                let place = self.histogram.partition_point(|(known, _)| *known < class);
+                self.histogram.insert(place, (class, 1));
+            }
         }
     }
 
@@ -457,7 +473,6 @@ impl Node {
 
     fn entry(&mut self, breakers: Vec<BreakerCounts>) -> FrameEntry {
         let rt_min = core::mem::take(&mut self.rt_min);
-        let counts = self.histogram.iter().zip(0_u8..);
         FrameEntry {
             resource: self.hash,
             name: (!self.name_known).then(|| self.name.to_string()),
@@ -469,10 +484,7 @@ impl Node {
             in_flight: self.in_flight,
             rt_min,
             breakers,
-            histogram: counts
-                .filter(|(count, _)| **count > 0)
-                .map(|(count, class)| (class, *count))
-                .collect(),
+            histogram: self.histogram.clone(),
         }
     }
 }
@@ -497,5 +509,42 @@ impl Series {
             error: self.error.take_unreported(totals.error),
             ..MetricBucket::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names_itself(nodes: &mut Nodes, sequence: u64) -> bool {
+        nodes.pass(OTHER_NODE, 1, None);
+        let entries = nodes.frame_entries(sequence, false, &mut |_| Vec::new());
+        entries.iter().any(|entry| entry.name.is_some())
+    }
+
+    #[test]
+    fn a_name_is_known_once_a_frame_with_it_is_acknowledged_though_the_resource_is_never_quiet() {
+        let mut nodes = Nodes::new(7);
+        assert!(names_itself(&mut nodes, 1));
+        assert!(names_itself(&mut nodes, 2));
+
+        nodes.pass(OTHER_NODE, 1, None);
+        nodes.acknowledge(1);
+        assert!(!names_itself(&mut nodes, 3));
+
+        nodes.forget_acknowledged();
+        assert!(names_itself(&mut nodes, 4));
+        nodes.acknowledge(3);
+        assert!(names_itself(&mut nodes, 5), "a frame of before was acknowledged");
+    }
+
+    #[test]
+    fn response_times_are_told_by_class_in_ascending_order() {
+        let mut node = Node::new("r".into(), 1, false);
+        for rt_ms in [100, 3, 100, 0, 1 << 40, 3] {
+            node.count_time(rt_ms);
+        }
+        let told = node.entry(Vec::new()).histogram;
+        assert_eq!(told, [(0, 1), (3, 2), (22, 2), (79, 1)]);
     }
 }

@@ -11,6 +11,7 @@ use sentinel_core::{
     config::Settings,
     order::sort_by,
     pattern::{Pattern, Patterns},
+    resource::is_same,
     rule::{INBOUND, LimitApp, Rule, Target},
 };
 use sentinel_wire::{
@@ -173,7 +174,7 @@ impl RuleBook {
         let is_it = |index: &u32| {
             let place = usize::try_from(*index).ok();
             let resource = place.and_then(|place| self.resources.get(place));
-            resource.is_some_and(|resource| resource.name.as_bytes() == name)
+            resource.is_some_and(|resource| is_same(resource.name.as_bytes(), name))
         };
         self.by_name.find(hash, is_it).and_then(|index| usize::try_from(*index).ok())
     }
@@ -200,7 +201,7 @@ impl RuleBook {
 
     /// The rules of a name that no rule writes out.
     fn matching(&mut self, hash: u64, name: &[u8]) -> Rc<[u32]> {
-        let is_it = |matched: &Matched| *matched.name == *name;
+        let is_it = |matched: &Matched| is_same(&matched.name, name);
         if let Some(matched) = self.matched.find(hash, is_it) {
             return Rc::clone(&matched.rules);
         }

@@ -260,7 +260,9 @@ impl LocalReply<'_> {
 /// proxy-wasm's form of a map: the number of pairs, all lengths, then all bytes with a NUL behind each.
 fn serialized(pairs: &[(&str, &[u8])]) -> Vec<u8> {
     let length = |size: usize| u32::try_from(size).unwrap_or(0).to_le_bytes();
-    let mut bytes = Vec::new();
+    // Two lengths and two NULs for each pair.
+    let sizes = pairs.iter().map(|(name, value)| name.len() + value.len() + 10);
+    let mut bytes = Vec::with_capacity(4 + sizes.sum::<usize>());
     bytes.extend_from_slice(&length(pairs.len()));
     for (name, value) in pairs {
         bytes.extend_from_slice(&length(name.len()));

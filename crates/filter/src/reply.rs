@@ -22,7 +22,7 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool, is_grp
     };
     let answer = Reply::new(block_type, &refused);
 
-    let details = format!("sentinel_{}_{rule}", block_type.name());
+    let details = ["sentinel_", block_type.name(), "_", rule].concat();
     let reply = LocalReply {
         status: answer.status,
         details: &details,
@@ -89,11 +89,15 @@ pub(crate) fn complain(what: &str, error: HostError) {
     log::error!("Envoy refused {what} (status {status})");
 }
 
+/// What the word for the access log has besides the names, at most.
+const WORD_BYTES: usize = 64;
+
 /// Resource, block type and rule as JSON, for `%FILTER_STATE(wasm.sentinel:PLAIN)%`.
 /// Gives the rule's id.
 fn leave_word<'a>(blocked: &'a Blocked, resource: &[u8]) -> &'a str {
     let rule = blocked.rule.as_deref().map(Rule::id).unwrap_or("before_first_rules");
-    let mut word = String::from(r#"{"resource":"#);
+    let mut word = String::with_capacity(WORD_BYTES + resource.len() + rule.len());
+    word.push_str(r#"{"resource":"#);
     push_json_bytes(&mut word, resource);
     word.push_str(r#","blockType":"#);
     push_json_string(&mut word, blocked.block_type.name());

@@ -2,7 +2,8 @@
 //! allocator that counts.
 //!
 //! Its arguments are that command's business: `readers FOLDER SECONDS SEED [TARGET]`, `input TARGET FILE`,
-//! `modules DIST SEED RUNS SECONDS CALLBACKS STEADY TRACE`; without a number of runs as many as there is time for.
+//! `modules DIST SEED RUNS SECONDS CALLBACKS STEADY TRACE`; without a number of runs as many as there is time for;
+//! `instructions DIST FILE compare|write`, `profile DIST CASE`.
 
 use std::alloc::System;
 use std::fs::{self, File};
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use cap::Cap;
 use sentinel_fuzz::{
-    modules::{self, Failure, Figures, Modules, Options},
+    modules::{self, Failure, Figures, Modules, Options, instructions},
     search::{Search, corpus, judge},
     targets::{TARGETS, Target, find},
 };
@@ -82,6 +83,22 @@ fn run(arguments: &[&str]) -> Result<bool, String> {
                 trace,
             };
             Ok(in_modules(&modules, options, number(runs)?, Duration::from_secs(number(seconds)?)))
+        }
+        ["instructions", dist, file, what] => {
+            instructions_of(Path::new(dist), Path::new(file), *what == "write")
+        }
+        ["profile", dist, case] => {
+            let (figures, shares) = instructions::profile(Path::new(dist), case)?;
+            say(instructions::written(&figures));
+            let all: u64 = shares.iter().map(|share| share.counts[1]).sum();
+            say("  calls |        own |   % | until its end | function (of all repetitions)");
+            for instructions::Share { function, counts: [calls, own, until_end] } in shares {
+                let percent = own * 100 / all.max(1);
+                say(format_args!(
+                    "{calls:>7} | {own:>10} | {percent:>3} | {until_end:>13} | {function}"
+                ));
+            }
+            Ok(true)
         }
         other => Err(format!(
             "unknown arguments {other:?}: `cargo xtask fuzz --help` says what there is"
@@ -208,6 +225,31 @@ fn in_modules(modules: &Modules, first: Options<'_>, runs: u64, budget: Duration
         }
     });
     all.into_inner().unwrap_or_else(PoisonError::into_inner).told()
+}
+
+/// Shows what the modules take, and writes it into `file`, or compares it with what stands there.
+fn instructions_of(dist: &Path, file: &Path, is_written: bool) -> Result<bool, String> {
+    let now = instructions::measure(dist)?;
+    let text = instructions::written(&now);
+    say(&text);
+    if is_written {
+        fs::write(file, text)
+            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        say(format_args!("{} figures written", now.len()));
+        return Ok(true);
+    }
+    let known = fs::read_to_string(file)
+        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let differences = instructions::differences(&instructions::read(&known)?, &now);
+    if differences.is_empty() {
+        say(format_args!("instructions: {} figures as they were", now.len()));
+        return Ok(true);
+    }
+    for difference in differences {
+        say(difference);
+    }
+    say("if that is as it should be: cargo xtask bench instructions --write");
+    Ok(false)
 }
 
 /// What runs have shown.

@@ -8,6 +8,7 @@
 
 mod apt;
 mod commands;
+mod counted;
 mod envoy;
 mod grpcurl;
 mod layers;

@@ -154,6 +154,11 @@ fn modules(flavour: Flavour) -> impl Iterator<Item = &'static Module> {
     MODULES.iter().filter(move |module| flavour == Flavour::Shipping || module.feature.is_none())
 }
 
+/// The names of the modules that ship, without ending.
+pub(crate) fn shipping() -> impl Iterator<Item = &'static str> {
+    modules(Flavour::Shipping).map(|module| module.name)
+}
+
 const MODULES: [Module; 3] = [
     Module {
         package: "sentinel-filter",

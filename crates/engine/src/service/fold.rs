@@ -167,8 +167,9 @@ impl Fold {
 
         let at = Nanos::new(frame.at_ns);
         let counts_in_windows = missing == 0 && now.since(at) <= YOUNG;
+        let mut times = Vec::new();
         for entry in frame.entries {
-            let (counted, distributed) = source.advance(&entry);
+            let counted = source.advance(&entry, &mut times);
             for counts in &entry.breakers {
                 if let Some(new) = source.advance_breaker(counts, breakers.is_known)
                     && counts_in_windows
@@ -188,7 +189,9 @@ impl Fold {
             if let Some(resource) = resource.filter(|_| counts_in_windows) {
                 resource.seconds.add(at, &counted);
                 resource.minute.add(at, &counted);
-                resource.rt.add(at, &distributed);
+                if let Some(rt) = resource.rt.bucket_of(at) {
+                    times.iter().for_each(|(class, new)| rt.count(*class, *new));
+                }
                 for (_, window) in &mut resource.odd {
                     window.add(at, &counted);
                 }
@@ -337,14 +340,16 @@ impl Fold {
 }
 
 impl Source {
-    /// Moves the baseline of one resource, and says what it moved by. A worker whose totals have gone back
-    /// has forgotten the resource in between and begun anew: then all of it is new.
-    fn advance(&mut self, entry: &FrameEntry) -> (MetricBucket, RtHistogram) {
+    /// Moves the baseline of one resource, and says what it moved by; `times` becomes the response times, by class: a
+    /// frame has a few of eighty. A worker whose totals have gone back has forgotten the resource in between and begun
+    /// anew: then all of it is new.
+    fn advance(&mut self, entry: &FrameEntry, times: &mut Vec<(usize, u32)>) -> MetricBucket {
+        times.clear();
         let totals = entry.totals();
         let is_said_again = !self.is_whole && self.baselines.get(&entry.resource).is_none();
         let Some(baseline) = self.baselines.get_or_insert_with(entry.resource, Baseline::new)
         else {
-            return Default::default();
+            return MetricBucket::default();
         };
         let begun_anew = totals.pass < baseline.totals.pass || totals.block < baseline.totals.block;
         if begun_anew {
@@ -361,17 +366,17 @@ impl Source {
             // Not a total.
             rt_min: totals.rt_min,
         };
-        let mut histogram = RtHistogram::default();
         for &(class, total) in &entry.histogram {
             let class = usize::from(class);
-            if let (Some(old), Some(count)) =
-                (baseline.histogram.get_mut(class), histogram.0.get_mut(class))
-            {
-                *count = u32::try_from(total.saturating_sub(*old)).unwrap_or(u32::MAX);
+            if let Some(old) = baseline.histogram.get_mut(class) {
+                let new = u32::try_from(total.saturating_sub(*old)).unwrap_or(u32::MAX);
                 *old = total;
+                if new > 0 && !is_said_again {
+                    times.push((class, new));
+                }
             }
         }
-        if is_said_again { Default::default() } else { (new, histogram) }
+        if is_said_again { MetricBucket::default() } else { new }
     }
 
     /// Moves the baseline of one breaker, and says what it moved by. Totals begin anew with each epoch, and

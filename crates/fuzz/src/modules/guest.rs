@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use wasmi::{Caller, Engine, Error, Func, Linker, Memory, Module, Store, TypedFunc, Val};
+use wasmi::{Caller, Engine, Error, Func, Global, Linker, Memory, Module, Store, TypedFunc, Val};
 
 use super::input::Exchange;
 use super::process::{BAD_ARGUMENT, NOT_FOUND, OK, Process};
@@ -17,6 +17,35 @@ pub(super) struct Guest {
     store: Store<State>,
     exports: BTreeMap<String, Func>,
     memory: Memory,
+    /// Of a module that counts: its instructions, and those that copy.
+    counters: Option<[Global; 2]>,
+}
+
+/// What something has cost, or all so far.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Work {
+    /// Instructions, as the module counts them itself.
+    pub(super) instructions: u64,
+    /// Those that copy or fill memory: calls of a function in Envoy.
+    pub(super) copies: u64,
+    /// Host calls.
+    pub(super) host_calls: u64,
+    /// Those that returned bytes, for which Envoy calls `malloc`.
+    pub(super) with_bytes: u64,
+}
+
+/// What a module exports that `cargo xtask bench instructions` lets count: globals with the number of its instructions so far, and
+/// of those that copy or fill memory.
+const COUNTERS: [&str; 2] = ["counted:instructions", "counted:copies"];
+
+/// Which functions are running, and what each has run.
+#[derive(Debug, Default)]
+pub(super) struct Profile {
+    counter: Option<Global>,
+    /// Function, instructions at its beginning, and those of what it has called.
+    running: Vec<(u32, u64, u64)>,
+    /// By function: calls, its own instructions, and all while it ran.
+    pub(super) by_function: BTreeMap<u32, [u64; 3]>,
 }
 
 /// What the host knows of a VM.
@@ -38,6 +67,11 @@ pub(super) struct State {
     pub(super) answered: Vec<u32>,
     pub(super) configuration: Vec<u8>,
     pub(super) call_answer: Exchange,
+    host_calls: u64,
+    with_bytes: u64,
+    pub(super) profile: Profile,
+    /// The details of the last reply.
+    pub(super) details: String,
 }
 
 /// A context of Envoy's.
@@ -108,6 +142,10 @@ impl Guest {
             answered: Vec::new(),
             configuration: Vec::new(),
             call_answer: Exchange::default(),
+            host_calls: 0,
+            with_bytes: 0,
+            profile: Profile::default(),
+            details: String::new(),
         };
         let mut store = Store::new(engine, state);
         store.set_fuel(FUEL_MAX)?;
@@ -118,6 +156,11 @@ impl Guest {
         let malloc = instance.get_typed_func(&store, "malloc")?;
         store.data_mut().memory = Some(memory);
         store.data_mut().malloc = Some(malloc);
+        let counters = match COUNTERS.map(|name| instance.get_global(&store, name)) {
+            [Some(instructions), Some(copies)] => Some([instructions, copies]),
+            _ => None,
+        };
+        store.data_mut().profile.counter = counters.map(|[instructions, _]| instructions);
         let exports = instance
             .exports(&store)
             .filter_map(|export| {
@@ -125,7 +168,7 @@ impl Guest {
                 export.into_func().map(|function| (name, function))
             })
             .collect();
-        let mut guest = Self { store, exports, memory };
+        let mut guest = Self { store, exports, memory, counters };
         guest.call("_initialize", &[], Moment::Initialize, 0)?;
         Ok(guest)
     }
@@ -161,6 +204,16 @@ impl Guest {
         function.call(&mut self.store, &arguments, &mut results)?;
         let value = results.first().and_then(Val::i32).unwrap_or(0).cast_unsigned();
         Ok(Called { value, fuel: FUEL_MAX - self.store.get_fuel()? })
+    }
+
+    /// What all calls have cost so far.
+    pub(super) fn work(&self) -> Work {
+        let [instructions, copies] = self.counters.map_or([0; 2], |counters| {
+            counters
+                .map(|counter| counter.get(&self.store).i64().unwrap_or_default().cast_unsigned())
+        });
+        let State { host_calls, with_bytes, .. } = *self.store.data();
+        Work { instructions, copies, host_calls, with_bytes }
     }
 
     /// How many bytes of memory the module has.
@@ -239,6 +292,7 @@ impl State {
 /// Whether the next call of `function` fails, and with which status.
 fn refusal(caller: &mut Caller<'_, State>, function: &str) -> Option<u32> {
     let state = caller.data_mut();
+    state.host_calls += 1;
     if state.moment == Moment::Initialize && function != "proxy_log" {
         state
             .process
@@ -289,6 +343,7 @@ fn give(caller: &mut Caller<'_, State>, value: &[u8], data: u32, size: u32) -> R
     // Of nothing there is no block, but a place that is not null.
     let mut block = 8;
     if length > 0 {
+        caller.data_mut().with_bytes += 1;
         let malloc = caller.data().malloc.ok_or_else(|| Error::new("no malloc yet"))?;
         block = malloc.call(&mut *caller, length)?;
         if block == 0 {
@@ -346,6 +401,7 @@ fn linker(engine: &Engine) -> Result<Linker<State>, Error> {
     link_statistics(&mut linker)?;
     link_streams(&mut linker)?;
     link_rest(&mut linker)?;
+    link_profile(&mut linker)?;
     Ok(linker)
 }
 
@@ -360,7 +416,7 @@ fn link_data(linker: &mut Linker<State>) -> Result<(), Error> {
             if let Some(status) = refusal_of(&mut host, "proxy_get_shared_data", &key) {
                 return Ok(status);
             }
-            let found = host.data().process.borrow().load(&key);
+            let found = host.data().process.borrow_mut().load(&key);
             let Some((value, token)) = found else { return Ok(NOT_FOUND) };
             put_u32(&mut host, cas, token)?;
             give(&mut host, &value, data, size)
@@ -617,6 +673,7 @@ fn link_streams(linker: &mut Linker<State>) -> Result<(), Error> {
                     .borrow_mut()
                     .find(|| format!("replies {status} with the details {details:?}"));
             }
+            state.details = String::from_utf8_lossy(&details).into_owned();
             state.answered.push(state.effective);
             Ok(OK)
         },
@@ -624,12 +681,47 @@ fn link_streams(linker: &mut Linker<State>) -> Result<(), Error> {
     Ok(())
 }
 
-fn link_rest(linker: &mut Linker<State>) -> Result<(), Error> {
-    linker.func_wrap("env", "proxy_log", |host: Host<'_>, level: u32, data: u32, size: u32| {
-        let line = bytes(&host, data, size)?;
-        host.data().process.borrow_mut().log(level, &line);
-        Ok::<u32, Error>(OK)
+/// What a profiled module tells.
+fn link_profile(linker: &mut Linker<State>) -> Result<(), Error> {
+    linker.func_wrap("counted", "enter", |mut host: Host<'_>, function: u32| {
+        let now = instructions(&host);
+        host.data_mut().profile.running.push((function, now, 0));
     })?;
+    linker.func_wrap("counted", "leave", |mut host: Host<'_>| {
+        let now = instructions(&host);
+        let profile = &mut host.data_mut().profile;
+        let Some((function, begin, of_called)) = profile.running.pop() else { return };
+        let all = now.saturating_sub(begin);
+        let [calls, own, inclusive] = profile.by_function.entry(function).or_default();
+        *calls += 1;
+        *own += all.saturating_sub(of_called);
+        // Of one that calls itself the outermost call counts.
+        if !profile.running.iter().any(|(running, _, _)| *running == function) {
+            *inclusive += all;
+        }
+        if let Some((_, _, of_called)) = profile.running.last_mut() {
+            *of_called += all;
+        }
+    })?;
+    Ok(())
+}
+
+fn instructions(host: &Host<'_>) -> u64 {
+    let counter = host.data().profile.counter;
+    counter.and_then(|counter| counter.get(host).i64()).unwrap_or_default().cast_unsigned()
+}
+
+fn link_rest(linker: &mut Linker<State>) -> Result<(), Error> {
+    linker.func_wrap(
+        "env",
+        "proxy_log",
+        |mut host: Host<'_>, level: u32, data: u32, size: u32| {
+            host.data_mut().host_calls += 1;
+            let line = bytes(&host, data, size)?;
+            host.data().process.borrow_mut().log(level, &line);
+            Ok::<u32, Error>(OK)
+        },
+    )?;
     linker.func_wrap(
         "env",
         "proxy_set_tick_period_milliseconds",

@@ -6,6 +6,7 @@
 
 mod guest;
 mod input;
+pub mod instructions;
 mod process;
 mod settle;
 

@@ -23,6 +23,10 @@ pub(super) struct Process {
     /// Keys, values and tokens.
     pub(super) data: BTreeMap<Vec<u8>, (Vec<u8>, u32)>,
     cas: u32,
+    /// Reads and writes of shared data so far.
+    pub(super) shared_data_calls: u64,
+    /// How many of the next writes of a value that is there find that somebody has been faster.
+    pub(super) late_writes: u32,
     queues: Vec<(Vec<u8>, VecDeque<Vec<u8>>)>,
     metrics: Vec<Metric>,
     metric_ids: BTreeMap<String, u32>,
@@ -84,6 +88,8 @@ impl Process {
             has_no_statistics: false,
             data: BTreeMap::new(),
             cas: 0,
+            shared_data_calls: 0,
+            late_writes: 0,
             queues: Vec::new(),
             metrics: Vec::new(),
             metric_ids: BTreeMap::new(),
@@ -130,17 +136,25 @@ impl Process {
     }
 
     /// A value of shared data and its token.
-    pub(super) fn load(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+    pub(super) fn load(&mut self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+        self.shared_data_calls += 1;
         self.data.get(key).cloned()
     }
 
     /// Writes a value if its token is `cas`, or 0, or if there is none (host facts, section 1).
     pub(super) fn store(&mut self, key: Vec<u8>, value: Vec<u8>, cas: u32) -> u32 {
-        if let Some((_, now)) = self.data.get(&key)
+        self.shared_data_calls += 1;
+        if let Some((_, now)) = self.data.get_mut(&key)
             && cas != 0
-            && cas != *now
         {
-            return CAS_MISMATCH;
+            if self.late_writes > 0 {
+                self.late_writes -= 1;
+                self.cas = self.cas.wrapping_add(1).max(1);
+                *now = self.cas;
+            }
+            if cas != *now {
+                return CAS_MISMATCH;
+            }
         }
         self.cas = self.cas.wrapping_add(1).max(1);
         self.data.insert(key, (value, self.cas));
@@ -173,6 +187,11 @@ impl Process {
     /// How much stands in all queues.
     pub(super) fn backlog(&self) -> usize {
         self.queues.iter().map(|(_, frames)| frames.len()).sum()
+    }
+
+    /// All that stands in queues.
+    pub(super) fn frames(&self) -> Vec<Vec<u8>> {
+        self.queues.iter().flat_map(|(_, frames)| frames.iter().cloned()).collect()
     }
 
     fn queue(&mut self, queue: u32) -> Option<&mut VecDeque<Vec<u8>>> {

@@ -7,11 +7,15 @@ use serde::de::{
     VariantAccess, Visitor, value::U32Deserializer,
 };
 
-use super::{EIGHT_BYTES, FOUR_BYTES, Malformed, TWO_BYTES};
+use super::{EIGHT_BYTES, FOUR_BYTES, Malformed, SINGLE_BYTE_MAX, TWO_BYTES};
 
 /// What has not been read yet.
 pub(super) struct Reader<'de> {
     pub(super) rest: &'de [u8],
+}
+
+fn first_of<const N: usize>(bytes: &[u8]) -> Result<&[u8; N], Malformed> {
+    bytes.first_chunk().ok_or(Malformed)
 }
 
 impl<'de> Reader<'de> {
@@ -33,20 +37,24 @@ impl<'de> Reader<'de> {
     /// A number of at most `bytes_max` bytes.
     #[inline(never)]
     fn unsigned(&mut self, bytes_max: usize) -> Result<u64, Malformed> {
-        let first = self.byte()?;
-        let length = match first {
-            TWO_BYTES => 2,
-            FOUR_BYTES => 4,
-            EIGHT_BYTES => 8,
+        let (&first, rest) = self.rest.split_first().ok_or(Malformed)?;
+        self.rest = rest;
+        if first <= SINGLE_BYTE_MAX {
+            return Ok(u64::from(first));
+        }
+        // A frame has a hash and a time of eight bytes in each entry: read as such, and not byte by byte.
+        let (number, length) = match first {
+            TWO_BYTES => (u64::from(u16::from_le_bytes(*first_of(rest)?)), 2),
+            FOUR_BYTES => (u64::from(u32::from_le_bytes(*first_of(rest)?)), 4),
+            EIGHT_BYTES => (u64::from_le_bytes(*first_of(rest)?), 8),
             // The marker of sixteen bytes, and what is none.
-            254.. => return Err(Malformed),
-            _ => return Ok(u64::from(first)),
+            _ => return Err(Malformed),
         };
         if length > bytes_max {
             return Err(Malformed);
         }
-        let bytes = self.take(length)?;
-        Ok(bytes.iter().rev().fold(0, |number, &byte| (number << 8) | u64::from(byte)))
+        self.take(length)?;
+        Ok(number)
     }
 
     /// A number of the type `T`, in the form that is short on both sides of 0.

@@ -18,7 +18,7 @@ type Written = Result<(), Malformed>;
 
 impl Writer<'_> {
     fn byte(&mut self, byte: u8) {
-        self.raw(&[byte]);
+        self.bytes.push(byte);
     }
 
     #[inline(never)]
@@ -37,8 +37,9 @@ impl Writer<'_> {
         } else if number <= u64::from(u32::MAX) {
             self.raw(&[FOUR_BYTES, first, second, third, fourth]);
         } else {
-            self.byte(EIGHT_BYTES);
-            self.raw(&bytes);
+            let [.., fifth, sixth, seventh, last] = bytes;
+            let marked = [EIGHT_BYTES, first, second, third, fourth, fifth, sixth, seventh, last];
+            self.raw(&marked);
         }
     }
 

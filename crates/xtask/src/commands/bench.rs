@@ -13,7 +13,7 @@ use sentinel_integration::reaction::breaker;
 use sentinel_integration::rules_bench::rules;
 use sentinel_integration::throughput::throughput;
 
-use super::exit_code;
+use super::{Tally, exit_code, instructions};
 use crate::modules::{self, Flavour};
 use crate::workspace::Workspace;
 use crate::{apt, envoy, process};
@@ -24,6 +24,12 @@ pub(crate) struct Arguments {
     /// Runs only this one; without it all.
     #[arg(value_enum)]
     pub(crate) name: Option<Bench>,
+    /// Instructions: writes the figures into the file that tests compare with.
+    #[arg(long)]
+    write: bool,
+    /// Instructions: in which functions this one case spends them.
+    #[arg(long, value_name = "CASE", conflicts_with = "write")]
+    profile: Option<String>,
 }
 
 /// What can be measured.
@@ -42,6 +48,8 @@ pub(crate) enum Bench {
     Messages,
     /// What 1, 1,000 and 10,000 rules and 5,000 patterns cost: Envoy's main thread, its workers, memory, requests.
     Rules,
+    /// What the modules do for a request, a message, a connection, a frame and a tick, without Envoy: instructions and host calls.
+    Instructions,
     /// How long after the answer that trips a circuit breaker the last worker still lets a request through.
     Breaker,
 }
@@ -50,6 +58,10 @@ pub(crate) enum Bench {
 /// If something cannot be set up or measured.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
+    if matches!(arguments.name, Some(Bench::Instructions)) {
+        return instructions::run(&workspace, arguments.write, arguments.profile.as_deref())
+            .map(Tally::code);
+    }
     let dist = modules::build(&workspace, Flavour::Shipping)?.folder;
     let binary = envoy::envoy(None)?;
     let chosen = arguments.name.as_ref().map_or_else(Bench::value_variants, slice::from_ref);
@@ -72,6 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Bench::Connections => connections(&binary, &dist, out)?,
             Bench::Messages => messages(&binary, &dist, out)?,
             Bench::Rules => rules(&binary, &dist, &sentinel_cli::published_bytes, out)?,
+            Bench::Instructions => instructions::run(&workspace, false, None)?.failed == 0,
             Bench::Breaker => breaker(&binary, &dist, out)?,
         };
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::Tally;
+use super::{Tally, instructions};
 use crate::modules::{self, Flavour};
 use crate::workspace::{Workspace, cargo};
 use crate::{process, say};
@@ -95,6 +95,7 @@ pub(crate) fn share(workspace: &Workspace, share: Share) -> Result<Tally> {
     let mut tally = told(readers)?;
     tally.add(in_modules(workspace, [1, share.runs, 0, CALLBACKS], false, false)?);
     tally.add(in_modules(workspace, [1, 1, 0, share.steady_callbacks], true, false)?);
+    tally.add(instructions::run(workspace, false, None)?);
     Ok(tally)
 }
 
@@ -113,7 +114,7 @@ fn in_modules(
 }
 
 /// The program that does the work.
-fn program(workspace: &Workspace) -> Command {
+pub(super) fn program(workspace: &Workspace) -> Command {
     let mut command = cargo("run");
     command.current_dir(&workspace.root).args(["--quiet", "--package", PACKAGE, "--"]);
     command

@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod explain;
 pub(crate) mod fuzz;
+pub(crate) mod instructions;
 mod model;
 pub(crate) mod mutants;
 pub(crate) mod replay;
