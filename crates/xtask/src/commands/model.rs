@@ -1,5 +1,7 @@
 //! `model`: every interleaving of small scripts.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, bail};
 use clap::Args;
 use sentinel_sim::explore::{Explored, Script, Search, explore};
@@ -41,8 +43,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
     for script in scripts.iter().filter(is_wanted) {
         if arguments.list {
             say::result(format_args!("{:<18} {}", script.name, script.about));
+            say::result(format_args!("{:<18} {}", "", bounds(script)));
             continue;
         }
+        let started = Instant::now();
         let step = say::Step::begin_silent(format_args!("{}: {}", script.name, script.about));
         let progress = |runs: u64, states: u64| {
             if runs.is_multiple_of(1_000) {
@@ -57,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
         match explore(script, search) {
             Ok(explored) => {
                 step.done("every promise held");
-                say::result(figures(script, &explored));
+                say::result(figures(script, &explored, started.elapsed()));
                 tally.passed += 1;
             }
             Err(found) => {
@@ -70,12 +74,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
     Ok(tally)
 }
 
-fn figures(script: &Script, explored: &Explored) -> String {
+/// What the interleavings are of.
+fn bounds(script: &Script) -> String {
+    let workers = script.workers.len();
+    let moves: usize = script.workers.iter().chain([&script.service]).map(Vec::len).sum();
+    let service = if script.service.is_empty() { "" } else { " and the service" };
+    let clock = match script.clock_ms.len() {
+        0 => "the clock stands".to_owned(),
+        1 => "the clock moves once".to_owned(),
+        moves => format!("the clock moves {moves} times"),
+    };
+    let trap = if script.trap.is_some() { ", one VM traps" } else { "" };
+    format!("{workers} workers{service}, {moves} moves between them; {clock}{trap}")
+}
+
+fn figures(script: &Script, explored: &Explored, took: Duration) -> String {
     let Explored { runs, states, interleavings, longest, ends, outcomes } = explored;
     format!(
-        "{:<18} {interleavings} interleavings of up to {longest} steps: {states} states in {runs} runs, {} ends, {} outcomes",
+        "{:<18} {interleavings} interleavings of up to {longest} steps: {states} states in {runs} runs, {} ends, {} outcomes, {} s",
         script.name,
         ends.len(),
         outcomes.len(),
+        took.as_secs(),
     )
 }
