@@ -1,7 +1,5 @@
 //! `model`: every interleaving of small scripts.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, bail};
 use clap::Args;
 use sentinel_sim::explore::{Explored, Script, Search, explore};
@@ -46,7 +44,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
             say::result(format_args!("{:<18} {}", "", bounds(script)));
             continue;
         }
-        let started = Instant::now();
         let step = say::Step::begin_silent(format_args!("{}: {}", script.name, script.about));
         let progress = |runs: u64, states: u64| {
             if runs.is_multiple_of(1_000) {
@@ -61,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
         match explore(script, search) {
             Ok(explored) => {
                 step.done("every promise held");
-                say::result(figures(script, &explored, started.elapsed()));
+                say::result(figures(script, &explored));
                 tally.passed += 1;
             }
             Err(found) => {
@@ -88,13 +85,12 @@ fn bounds(script: &Script) -> String {
     format!("{workers} workers{service}, {moves} moves between them; {clock}{trap}")
 }
 
-fn figures(script: &Script, explored: &Explored, took: Duration) -> String {
+fn figures(script: &Script, explored: &Explored) -> String {
     let Explored { runs, states, interleavings, longest, ends, outcomes } = explored;
     format!(
-        "{:<18} {interleavings} interleavings of up to {longest} steps: {states} states in {runs} runs, {} ends, {} outcomes, {} s",
+        "{:<18} {interleavings} interleavings of up to {longest} steps: {states} states in {runs} runs, {} ends, {} outcomes",
         script.name,
         ends.len(),
         outcomes.len(),
-        took.as_secs(),
     )
 }
