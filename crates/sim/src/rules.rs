@@ -99,12 +99,37 @@ pub fn shadow(mut rule: Rule) -> Rule {
 /// The same rule, which counts messages.
 #[must_use]
 pub fn of_messages(mut rule: Rule) -> Rule {
-    if let Rule::Flow(FlowRule { common, .. }) | Rule::Hotspot(HotspotRule { common, .. }) =
-        &mut rule
-    {
-        common.unit = Unit::Message;
-    }
+    count(&mut rule, Unit::Message);
     rule
+}
+
+fn count(rule: &mut Rule, unit: Unit) {
+    if let Rule::Flow(FlowRule { common, .. }) | Rule::Hotspot(HotspotRule { common, .. }) = rule {
+        common.unit = unit;
+    }
+}
+
+/// Lets half of the rules that pace count messages, and no other rule: a chunk of messages is one claim then for each
+/// message. `true` if there is one.
+pub(crate) fn pace_messages(random: &mut fastrand::Rng, rules: &mut [Rule]) -> bool {
+    let mut any = false;
+    for rule in rules {
+        count(rule, Unit::Request);
+        let paces = match rule {
+            Rule::Flow(flow) => flow.control != Control::Reject,
+            Rule::Hotspot(rule) => matches!(rule.metric, HotspotMetric::Throttling { .. }),
+            Rule::Authority(_)
+            | Rule::System(_)
+            | Rule::Isolation(_)
+            | Rule::Gateway(_)
+            | Rule::CircuitBreaker(_) => false,
+        };
+        if paces && random.bool() {
+            count(rule, Unit::Message);
+            any = true;
+        }
+    }
+    any
 }
 
 /// A resource, or `*` for all that no other rule of the kind names.
@@ -141,7 +166,7 @@ pub(crate) fn draw_rule(random: &mut fastrand::Rng, id: &str, resource: usize) -
         15 => system(id, SystemMetric::InboundQps, draw_threshold(random) * 2.0),
         _ => flow(id, &resource, draw_threshold(random), 1_000),
     };
-    // Messages at a pace of their own wait in a way that only the filter knows.
+    // For those at a pace see `pace_messages`.
     let is_plain = match &rule {
         Rule::Flow(flow) => flow.control == Control::Reject,
         Rule::Hotspot(rule) => matches!(rule.metric, HotspotMetric::Reject { .. }),

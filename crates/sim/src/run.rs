@@ -1,7 +1,7 @@
 //! Runs by their seeds, and how they end.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -69,6 +69,8 @@ pub struct Report {
     pub windows: Vec<Vec<u64>>,
     /// Messages that went on.
     pub messages: u64,
+    /// Those of them that waited for their slot.
+    pub messages_waited: u64,
     /// Messages that were refused.
     pub messages_refused: u64,
     pub(crate) messages_lost_at_most: u64,
@@ -223,7 +225,10 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
     if frames_lost > 0 {
         return Err(format!("{frames_lost} frames are lost, though the queue loses none"));
     }
-    let (keys, most) = (world.keys(), world.checker.keys_most());
+    // Who carries what and each configuration; and that a service was missing.
+    let carried = if scenario.roots.is_empty() { 0 } else { 1 + scenario.roots.len() };
+    let missing = usize::from(scenario.service_from > 0);
+    let (keys, most) = (world.keys(), world.checker.keys_most() + carried + missing);
     if keys > most {
         return Err(format!("shared data has {keys} keys, and {most} are enough"));
     }
@@ -231,7 +236,9 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
     // A worker sends once a second, and no more when the service has been silent for three; where a rule waits
     // for what it says, each 5 ms.
     let each = if scenario.needs_service() { 3_100 / 5 } else { 6 };
-    let backlog_most = each * (scenario.workers + scenario.faults.len());
+    // Whoever carries rules sends a frame without contents when something is new.
+    let nudges = 2 * scenario.roots.len() * (scenario.workers + 1);
+    let backlog_most = each * (scenario.workers + scenario.faults.len()) + nudges;
     if world.report.backlog > backlog_most {
         let backlog = world.report.backlog;
         return Err(format!(
@@ -249,7 +256,7 @@ fn check_at_rest(world: &mut World<'_>, scenario: &Scenario) -> Result<(), Broke
             ));
         }
         check_windows_of_service(world, scenario)?;
-        if scenario.rule_sets.len() == 1 && scenario.stall_one_in == 0 {
+        if scenario.is_steady() && scenario.stall_one_in == 0 {
             world.checker.breakers_have_opened()?;
         }
         check_hardly_under(world, scenario)?;
@@ -276,10 +283,24 @@ fn check_rules_in_force(world: &World<'_>, scenario: &Scenario) -> Result<(), Br
     }
     let Some((_, configured)) = scenario.rule_sets.last() else { return Ok(()) };
     let in_force = world.checker.rules_in_force();
-    let (in_force, configured): (BTreeSet<_>, BTreeSet<_>) = (
-        in_force.iter().map(|rule| format!("{rule:?}")).collect(),
-        configured.iter().map(|rule| format!("{rule:?}")).collect(),
-    );
+    // Of what living roots carry the newest counts.
+    let mut living: BTreeMap<&str, String> = BTreeMap::new();
+    let roots = scenario.roots.iter().filter(|root| root.until.is_none());
+    for rule in roots.flat_map(|root| &root.rules) {
+        living.insert(rule.id(), format!("{rule:?}"));
+    }
+    let mut in_force: BTreeSet<_> = in_force.iter().map(|rule| format!("{rule:?}")).collect();
+    let mut configured: BTreeSet<_> = configured.iter().map(|rule| format!("{rule:?}")).collect();
+    // Who trapped, or could not say that a root has gone, is taken to carry it for half a minute more; and if that root
+    // was the newest, it still wins.
+    if world.report.traps > 0 || scenario.failures.is_some() {
+        for rule in scenario.roots.iter().flat_map(|root| &root.rules) {
+            if in_force.remove(&format!("{rule:?}")) {
+                living.remove(rule.id());
+            }
+        }
+    }
+    configured.extend(living.into_values());
     if in_force == configured {
         return Ok(());
     }
@@ -316,6 +337,10 @@ fn check_windows_of_service(world: &mut World<'_>, scenario: &Scenario) -> Resul
     let sets: Vec<BTreeSet<String>> =
         scenario.rule_sets.iter().map(|(_, rules)| ruled_by(rules)).collect();
     let leaves = sets.windows(2).any(|pair| matches!(pair, [old, new] if !old.is_subset(new)));
+    // The same where a root carries a rule of one.
+    let of_roots = scenario.roots.iter().flat_map(|root| ruled_by(&root.rules));
+    let leaves =
+        leaves || of_roots.into_iter().any(|name| sets.iter().any(|set| !set.contains(&name)));
     // Without wake-ups a frame may come so late that it counts in no window.
     if leaves || scenario.wake_ups_lost_one_in > 0 || world.elapsed() > REMEMBERED {
         return Ok(());
@@ -350,7 +375,7 @@ fn check_windows_of_service(world: &mut World<'_>, scenario: &Scenario) -> Resul
 /// Only where all threads run: one that is lost keeps its lease until the bucket ends.
 fn check_hardly_under(world: &World<'_>, scenario: &Scenario) -> Result<(), Broken> {
     let [(_, rules)] = scenario.rule_sets.as_slice() else { return Ok(()) };
-    if scenario.stall_one_in > 0 {
+    if scenario.stall_one_in > 0 || !scenario.is_steady() {
         return Ok(());
     }
     for traffic in &scenario.traffic {

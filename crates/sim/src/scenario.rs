@@ -7,10 +7,11 @@ use std::rc::Rc;
 
 use sentinel_core::{
     config::{SERIES_MAX, ServiceConfig, Settings},
-    rule::Rule,
+    rule::{Control, Rule, Target, TokenCalculate, Unit},
 };
+use sentinel_engine::document;
 
-use crate::rules::{change_threshold, draw_rule, name, pick, throttling};
+use crate::rules::{change_threshold, draw_rule, flow, name, pace_messages, pick, throttling};
 
 /// One millisecond.
 pub const MS: u64 = 1_000_000;
@@ -40,6 +41,10 @@ pub struct Scenario {
     pub stall_one_in: u32,
     /// Whether there is a service at all.
     pub service: bool,
+    /// When it starts.
+    pub service_from: u64,
+    /// Root contexts of the filter whose configurations carry rules, the oldest first.
+    pub roots: Vec<Root>,
     /// The settings that go with the rules.
     pub settings: Settings,
     /// From when until when every request ends as an error.
@@ -65,6 +70,17 @@ pub struct Failures {
     pub until: u64,
     /// One of so many calls, 1 or more.
     pub one_in: u32,
+}
+
+/// A root context of the filter, in every VM of it: a listener's, or that of an update of it.
+#[derive(Clone, Debug)]
+pub struct Root {
+    /// The rules that its configuration carries: flow rules of a second.
+    pub rules: Vec<Rule>,
+    /// When Envoy configures it; each VM within [`Root::SPREAD`] after that.
+    pub from: u64,
+    /// When it goes, as long as it does: with the listener that has drained, or at once where an update came by ECDS.
+    pub until: Option<u64>,
 }
 
 /// A stream of requests.
@@ -133,6 +149,8 @@ pub enum Fault {
     StepWallBack(u64),
     /// Envoy tries the service's configuration in a VM that it throws away.
     Canary,
+    /// Envoy tries a configuration of the filter with rules, in a VM that gets no tick, and rejects the update.
+    FilterCanary,
     /// An update brings a new root context, and the one that drove a worker's timer is gone with its timer.
     ReplaceRoot {
         /// Which thread.
@@ -153,6 +171,8 @@ impl Scenario {
             grace: 0,
             stall_one_in: 0,
             service: true,
+            service_from: 0,
+            roots: Vec::new(),
             settings: Settings::DEFAULT,
             outages: Vec::new(),
             failures: None,
@@ -208,9 +228,22 @@ impl Scenario {
             let from = random.u64(..scenario.duration);
             scenario.outages.push((from, from + random.u64(100 * MS..1_500 * MS)));
         }
+        // Messages of one chunk may not fall under different sets, else nobody could say which of them had which slots.
+        let is_paced = random.u8(..5) == 0 && pace_messages(&mut random, &mut rules);
+        if is_paced {
+            for traffic in &mut scenario.traffic {
+                traffic.pieces = traffic.pieces.max(random.u32(..4));
+                traffic.open_ns = traffic.open_ns.max(40 * MS);
+            }
+        }
         scenario.rule_sets = vec![(0, rules)];
-        if random.u8(..3) == 0 {
-            scenario.draw_changes(&mut random);
+        match random.u8(..9) {
+            0..=2 if !is_paced => scenario.draw_changes(&mut random),
+            3 | 4 if !is_paced => scenario.draw_roots(&mut random, resources),
+            _ => {}
+        }
+        if random.u8(..10) == 0 {
+            scenario.service_from = random.u64(..scenario.duration - 100 * MS);
         }
         if random.bool() {
             scenario.draw_faults(&mut random);
@@ -249,6 +282,7 @@ impl Scenario {
             Fault::StepWall(_)
             | Fault::StepWallBack(_)
             | Fault::Canary
+            | Fault::FilterCanary
             | Fault::ReplaceRoot { .. } => true,
             Fault::TrapWorker { .. }
             | Fault::TrapService { .. }
@@ -289,6 +323,66 @@ impl Scenario {
         }
     }
 
+    /// Whether the same rules hold from the beginning to the end.
+    pub(crate) fn is_steady(&self) -> bool {
+        self.rule_sets.len() == 1 && self.roots.is_empty() && self.service_from == 0
+    }
+
+    /// The service's configuration with a rule set of the scenario, counted from 0.
+    pub(crate) fn config(&self, index: usize) -> ServiceConfig {
+        let rules = self.rule_sets.get(index).map(|(_, rules)| rules.clone()).unwrap_or_default();
+        let base = config(rules.clone(), self.settings.clone());
+        if self.roots.is_empty() {
+            return base;
+        }
+        // To be merged with what roots carry it has to be a document as well.
+        let node = document::configuration(&configuration(&rules)).ok();
+        let read = node.and_then(|node| ServiceConfig::from_node(&node).ok());
+        let documents = read.map(|read| read.documents).unwrap_or_default();
+        ServiceConfig { documents, ..base }
+    }
+
+    /// One to four root contexts one after the other, of one plugin, each with one rule that the others have as well and
+    /// maybe one of its own. Each lives on beside the next for a while, or goes when that comes. The service's own rules
+    /// are those that a document can say so.
+    fn draw_roots(&mut self, random: &mut fastrand::Rng, resources: usize) {
+        for (_, rules) in &mut self.rule_sets {
+            rules.retain(|rule| {
+                matches!(rule, Rule::Flow(flow) if flow.control == Control::Reject
+                    && flow.calculate == TokenCalculate::Direct
+                    && flow.common.unit == Unit::Request
+                    && !flow.common.shadow
+                    && matches!(flow.target, Target::Resource(_)))
+            });
+        }
+        let last = self.duration - 200 * MS;
+        let mut starts: Vec<u64> = (0..random.u64(1..4)).map(|_| random.u64(..last)).collect();
+        if random.bool() {
+            starts.push(0);
+        }
+        starts.sort_unstable();
+        // The first tick of the one is over before the next one comes.
+        starts.dedup_by_key(|start| *start / (100 * MS));
+        let shared = name(random.usize(..resources));
+        for (index, from) in starts.iter().enumerate() {
+            let mut rules = vec![flow("carried", &shared, f64::from(random.u32(1..100)), 1_000)];
+            if random.bool() {
+                let resource = name(random.usize(..resources));
+                let threshold = f64::from(random.u32(1..100));
+                rules.push(flow(&format!("carried-{index}"), &resource, threshold, 1_000));
+            }
+            let until = starts.get(index + 1).map(|next| match random.u8(..3) {
+                0 => next + 2 * Root::SPREAD,
+                _ => next + random.u64(2 * Root::SPREAD..SECOND),
+            });
+            // The last one may go as well, with its listener.
+            let until = until.or_else(|| (random.u8(..3) == 0).then(|| random.u64(*from..last)));
+            let until = until.map(|until| until.max(from + 2 * Root::SPREAD));
+            let until = until.filter(|until| *until < self.duration);
+            self.roots.push(Root { rules, from: *from, until });
+        }
+    }
+
     fn draw_changes(&mut self, random: &mut fastrand::Rng) {
         for _ in 0..random.u8(1..4) {
             let Some((_, rules)) = self.rule_sets.last() else { return };
@@ -315,7 +409,7 @@ impl Scenario {
         for _ in 0..random.u8(1..4) {
             let after_calls = random.u32(..40);
             let worker = random.usize(..self.workers);
-            let fault = match random.u8(..11) {
+            let fault = match random.u8(..12) {
                 0..=3 => Fault::TrapWorker { worker, after_calls },
                 4 => Fault::TrapService { after_calls },
                 5 => Fault::StallMain(random.u64(50 * MS..2_200 * MS)),
@@ -323,6 +417,7 @@ impl Scenario {
                 7 => Fault::StepWallBack(random.u64(..3_600 * SECOND)),
                 8 => Fault::Canary,
                 9 => Fault::KillService,
+                10 => Fault::FilterCanary,
                 _ => Fault::ReplaceRoot { worker },
             };
             self.faults.push((random.u64(..self.duration), fault));
@@ -333,6 +428,31 @@ impl Scenario {
         // Long enough for a revived service to get its role.
         self.grace = 4 * SECOND + 200 * MS;
     }
+}
+
+impl Root {
+    /// Within what time the VMs of the filter get a configuration, and lose a root.
+    pub const SPREAD: u64 = 20 * MS;
+
+    /// What Envoy hands over.
+    pub fn configuration(&self) -> Vec<u8> {
+        configuration(&self.rules)
+    }
+}
+
+/// A configuration with these flow rules, as text.
+fn configuration(rules: &[Rule]) -> Vec<u8> {
+    let flows = rules.iter().filter_map(|rule| {
+        let Rule::Flow(flow) = rule else { return None };
+        let (id, resource) = (&flow.id, rule.resource());
+        let (threshold, interval_ms) = (flow.threshold, flow.stat_interval_ms);
+        Some(format!(
+            "{{id: {id}, resource: '{resource}', threshold: {threshold}, statIntervalInMs: {interval_ms}}}"
+        ))
+    });
+    let flows = flows.collect::<Vec<_>>().join(", ");
+    let head = "apiVersion: datasource.sentinel.io/v1alpha1, kind: FlowRules";
+    format!("{{rules: [{{{head}, spec: {{rules: [{flows}]}}}}]}}").into_bytes()
 }
 
 impl Traffic {

@@ -4,9 +4,13 @@
 //! at its first request, keeps the entries of open requests, and dies with them. A coroutine is dropped
 //! where it stands when its VM traps: in the middle of any host call.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
-use corosensei::{Coroutine, Yielder};
+use corosensei::{Coroutine, Yielder, stack::DefaultStack};
 use sentinel_core::{
     config::ServiceConfig,
     param::{Param, ParamValue, Request},
@@ -16,6 +20,7 @@ use sentinel_core::{
 };
 use sentinel_engine::{
     Next,
+    carried::Carrier,
     service::Service,
     worker::{Call as Question, MessageVerdict, Messages, Outcome, Verdict, Worker},
 };
@@ -52,7 +57,25 @@ pub(crate) enum Order {
         count: u32,
         /// Whose it is.
         user: Option<u32>,
+        /// For how long the oldest message of the stream has been held, if any is.
+        held: Option<Span>,
     },
+    /// A root context is given a configuration with rules.
+    Join {
+        /// Its number.
+        root: u32,
+        /// Its plugin's name.
+        plugin: &'static str,
+        /// The configuration.
+        bytes: Rc<[u8]>,
+    },
+    /// A root context goes.
+    Part {
+        /// Its number.
+        root: u32,
+    },
+    /// The timer of a root context with rules has fired.
+    RootTick,
     /// A request has ended, or was given up by its client.
     Exit {
         /// Its number.
@@ -171,6 +194,14 @@ pub(crate) struct Counted {
     pub(crate) in_flight: u64,
 }
 
+thread_local! {
+    /// Stacks of VMs that are gone: to map new ones takes as long as many a run.
+    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The most stacks that are kept.
+const STACKS_MAX: usize = 64;
+
 /// A VM that can be stopped at any call.
 pub(crate) struct Vm {
     /// Its number; a revived VM has another.
@@ -187,7 +218,7 @@ impl Vm {
         let run = move |scheduler: &Yielder<Order, Said>, first| {
             worker(&mut SimHost::scheduled(&process, id, scheduler), scheduler, first);
         };
-        Self { id, coroutine: Some(Coroutine::new(run)), idle: true }
+        Self { id, coroutine: Some(coroutine(run)), idle: true }
     }
 
     /// A VM of the service.
@@ -201,7 +232,7 @@ impl Vm {
             let mut host = SimHost::scheduled(&process, id, scheduler);
             service(&mut host, scheduler, &config, first);
         };
-        Self { id, coroutine: Some(Coroutine::new(run)), idle: true }
+        Self { id, coroutine: Some(coroutine(run)), idle: true }
     }
 
     /// Lets the VM run to its next call or to the end of its order. `None` if it has ended, which only
@@ -219,19 +250,62 @@ impl Drop for Vm {
         if coroutine.started() && !coroutine.done() && self.idle {
             coroutine.resume(Order::Stop);
         }
-        // A trap unwinds the VM's stack. In a build that cannot unwind the stack is left as it is.
-        if cfg!(panic = "abort") && !coroutine.done() {
+        if coroutine.done() {
+            let stack = coroutine.into_stack();
+            // A thread that ends keeps none.
+            let _ = STACKS.try_with(|stacks| {
+                let mut stacks = stacks.borrow_mut();
+                if stacks.len() < STACKS_MAX {
+                    stacks.push(stack);
+                }
+            });
+        } else if cfg!(panic = "abort") {
+            // A trap unwinds the VM's stack. In a build that cannot unwind the stack is left as it is.
             std::mem::forget(coroutine);
         }
+    }
+}
+
+fn coroutine(
+    run: impl FnOnce(&Yielder<Order, Said>, Order) + 'static,
+) -> Coroutine<Order, Said, ()> {
+    match STACKS.with(|stacks| stacks.borrow_mut().pop()) {
+        Some(stack) => Coroutine::with_stack(stack, run),
+        None => Coroutine::new(run),
     }
 }
 
 fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order) {
     let mut order = first;
     let mut started: Option<Worker> = None;
+    let mut carrier: Option<Carrier> = None;
     let mut open = BTreeMap::new();
+    let mut held = BTreeSet::new();
     loop {
         let done = match (order, &mut started) {
+            (Order::Join { root, plugin, bytes }, _) => {
+                let carrier = match &mut carrier {
+                    Some(carrier) => carrier,
+                    None => carrier.insert(Carrier::new(host)),
+                };
+                if !carrier.is_checked(host, &bytes) {
+                    carrier.note_checked(host, &bytes);
+                }
+                carrier.take(root, plugin.to_owned(), bytes.to_vec());
+                Done::Nothing
+            }
+            (Order::Part { root }, _) => {
+                if let Some(carrier) = &mut carrier {
+                    carrier.leave(host, root);
+                }
+                Done::Nothing
+            }
+            (Order::RootTick, _) => {
+                if let Some(carrier) = &mut carrier {
+                    carrier.tick(host);
+                }
+                Done::Nothing
+            }
             (Order::Enter { stream, resource, batch, user }, started) => {
                 let worker = match started {
                     Some(worker) => worker,
@@ -275,7 +349,7 @@ fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order
                 })
             }
             // Streams end before what was on its way for them.
-            (Order::Send { stream, resource, count, user }, Some(worker))
+            (Order::Send { stream, resource, count, user, held: since }, Some(worker))
                 if open.contains_key(&stream) =>
             {
                 host.take_seen();
@@ -286,11 +360,14 @@ fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order
                     stream: u32::try_from(stream).unwrap_or(u32::MAX),
                     before_first_rules: None,
                 };
-                let messages = Messages { count, held: None };
+                let messages = Messages { count, held: since };
                 let verdict = worker.enter_messages(host, &question, messages, &mut User(user));
                 let decision = match verdict {
                     MessageVerdict::Pass => Decision::Passes,
-                    MessageVerdict::Wait => Decision::Waits(worker.time(host)),
+                    MessageVerdict::Wait => {
+                        held.insert(stream);
+                        Decision::Waits(worker.time(host))
+                    }
                     MessageVerdict::Blocked(blocked) => {
                         let id = |rule: &sentinel_core::rule::Rule| rule.id().to_owned();
                         Decision::RefusedBy(blocked.rule.as_deref().map(id).unwrap_or_default())
@@ -311,6 +388,9 @@ fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order
                 })
             }
             (Order::Exit { stream, failed }, Some(worker)) => {
+                if held.remove(&stream) {
+                    worker.forget_held(u32::try_from(stream).unwrap_or(u32::MAX));
+                }
                 if let Some(entry) = open.remove(&stream) {
                     let outcome = if failed { Outcome::FAILED } else { Outcome::OK };
                     worker.exit(host, entry, outcome);
@@ -323,6 +403,8 @@ fn worker(host: &mut SimHost<'_>, scheduler: &Yielder<Order, Said>, first: Order
                 let due = std::iter::from_fn(|| worker.due(host)).map(u64::from).collect();
                 Done::Ticked(next, due)
             }
+            // Whoever has no request yet has nothing to do.
+            (Order::Tick, None) => Done::Ticked(Next::IDLE, Vec::new()),
             (Order::Settle, Some(worker)) => {
                 worker.settle(host);
                 worker.report_messages(host);
@@ -362,9 +444,13 @@ fn service(
                 Done::Counted(Counted { window, in_flight })
             }
             Order::Stop => return,
-            Order::GoOn | Order::Enter { .. } | Order::Send { .. } | Order::Exit { .. } => {
-                Done::Nothing
-            }
+            Order::GoOn
+            | Order::Enter { .. }
+            | Order::Send { .. }
+            | Order::Join { .. }
+            | Order::Part { .. }
+            | Order::RootTick
+            | Order::Exit { .. } => Done::Nothing,
         };
         order = scheduler.suspend(Said::Done(done));
     }

@@ -7,7 +7,7 @@
 use std::{
     cell::RefCell,
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
     fmt,
     rc::Rc,
 };
@@ -19,10 +19,11 @@ use sentinel_core::{
 };
 
 use crate::{
-    checker::{Broken, Checker, TICK},
+    checker::{Broken, Checker, TICK, TRIED},
     process::Process,
+    rules::flow,
     run::{Report, Trace},
-    scenario::{Fault, MS, Pattern, SECOND, Scenario, Traffic, config},
+    scenario::{Fault, MS, Pattern, Root, SECOND, Scenario, Traffic},
     thread::Thread,
     vm::{Answer, Decision, Done, Order, Said, Vm},
 };
@@ -36,6 +37,13 @@ const CALLS_MOST: u32 = 200_000;
 /// How long after the last fault's traces are gone a request must have got through, and how often it is tried.
 const LIVE_WITHIN: u64 = 5 * SECOND;
 const TRIED_EACH: u64 = 50 * MS;
+
+/// The plugin whose configurations carry rules.
+const PLUGIN: &str = "edge";
+
+/// How soon after its configuration the timer of a root with rules fires, and how often after that.
+const FIRST_ROOT_TICK: u64 = 20 * MS;
+const ROOT_TICK: u64 = SECOND;
 
 /// Envoy's stat sink revives a trapped service at its next flush.
 const STATS_FLUSH: u64 = SECOND;
@@ -59,8 +67,20 @@ enum Event {
     Send { thread: usize, vm: u32, stream: u64, traffic: usize, count: u32 },
     /// Host calls begin to fail, or fail no more.
     Failing { one_in: u32 },
+    /// The service starts.
+    First,
     /// Another service starts.
     Second,
+    /// Envoy tries a root's configuration in a VM of the filter, before all get it.
+    TryRoot { root: usize },
+    /// That VM goes.
+    Tried { root: usize },
+    /// A VM of the filter gets a root context.
+    Join { root: usize, thread: usize },
+    /// It loses it.
+    Part { root: usize, thread: usize },
+    /// The timer of a root with rules.
+    RootTick { root: usize, thread: usize, vm: u32 },
     /// A request that must get through by and by, now that all faults are over.
     Probe { traffic: usize, left: u64 },
     /// A fault of the scenario.
@@ -83,6 +103,16 @@ struct Waiting {
     until: Nanos,
 }
 
+/// Messages that are held until their slot.
+#[derive(Clone, Copy, Debug)]
+struct HeldMessages {
+    thread: usize,
+    /// By which the checker knows their slots.
+    ticket: u64,
+    /// Since when, by the shared clock.
+    since: Nanos,
+}
+
 /// One run.
 pub(crate) struct World<'a> {
     scenario: &'a Scenario,
@@ -91,7 +121,8 @@ pub(crate) struct World<'a> {
     process: Rc<RefCell<Process>>,
     pub(crate) checker: Checker,
     pub(crate) report: Report,
-    /// The workers' threads, the main thread, and once more the main thread: for a second service.
+    /// The workers' threads, the main thread, and twice more the main thread: for a second service, and for the
+    /// filter's VM there, which gets no requests.
     threads: Vec<Thread>,
     events: BinaryHeap<Reverse<(u64, u32, Event)>>,
     now: u64,
@@ -105,6 +136,12 @@ pub(crate) struct World<'a> {
     /// Requests at the upstream, whose end is planned.
     open: usize,
     waiting: BTreeMap<u64, Waiting>,
+    /// Messages that are held, by stream, the oldest first.
+    held: BTreeMap<u64, VecDeque<HeldMessages>>,
+    /// Roots that each thread's VM of the filter has, or will have when there is one again.
+    joined: BTreeMap<usize, BTreeSet<usize>>,
+    /// VMs in which Envoy tries a configuration of the filter.
+    tried: Vec<(Option<usize>, Vm)>,
     /// VMs of the service.
     services: BTreeSet<u32>,
     /// Resources for which a request has got through since all faults are over.
@@ -128,7 +165,7 @@ impl<'a> World<'a> {
             process,
             checker: Checker::default(),
             report: Report::default(),
-            threads: (0..scenario.workers + 2).map(|_| Thread::default()).collect(),
+            threads: (0..scenario.workers + 3).map(|_| Thread::default()).collect(),
             events: BinaryHeap::new(),
             now: 0,
             next_vm: 0,
@@ -138,6 +175,9 @@ impl<'a> World<'a> {
             rules: 0,
             open: 0,
             waiting: BTreeMap::new(),
+            held: BTreeMap::new(),
+            joined: BTreeMap::new(),
+            tried: Vec::new(),
             services: BTreeSet::new(),
             got_through: None,
             refused_by: BTreeMap::new(),
@@ -149,13 +189,12 @@ impl<'a> World<'a> {
     /// Lets everything happen that the scenario has, and then the proxy come to rest.
     pub(crate) fn run(&mut self) -> Result<(), Broken> {
         let scenario = self.scenario;
-        if scenario.service {
-            // Envoy tries a configuration in a VM that it throws away.
-            drop(self.start_service()?);
-            let vm = self.start_service()?;
-            self.main().begin_life(vm);
-            self.arm(scenario.workers, 1);
+        if scenario.service && scenario.service_from == 0 {
+            self.start_first()?;
+        } else if scenario.service {
+            self.plan(scenario.service_from, Event::First);
         }
+        self.plan_roots();
         for (index, traffic) in scenario.traffic.iter().enumerate() {
             let first = match traffic.pattern {
                 Pattern::BucketEnds { burst } => {
@@ -186,6 +225,33 @@ impl<'a> World<'a> {
             self.recover()?;
         }
         self.come_to_rest()
+    }
+
+    fn start_first(&mut self) -> Result<(), Broken> {
+        // Envoy tries a configuration in a VM that it throws away.
+        drop(self.start_service()?);
+        let vm = self.start_service()?;
+        self.main().begin_life(vm);
+        self.arm(self.scenario.workers, 1);
+        Ok(())
+    }
+
+    /// Each VM of the filter gets and loses each root at a time of its own.
+    fn plan_roots(&mut self) {
+        let idle = self.main_thread() + 2;
+        for (root, Root { from, until, .. }) in self.scenario.roots.iter().enumerate() {
+            self.plan(*from, Event::TryRoot { root });
+            let tried = from + self.random.u64(..100 * MS);
+            self.plan(tried, Event::Tried { root });
+            for thread in (0..self.scenario.workers).chain([idle]) {
+                let at = from + self.random.u64(..Root::SPREAD);
+                self.plan(at, Event::Join { root, thread });
+                if let Some(until) = until {
+                    let at = until + self.random.u64(..Root::SPREAD);
+                    self.plan(at, Event::Part { root, thread });
+                }
+            }
+        }
     }
 
     /// After all faults: as soon as what the dead have left behind has lapsed, requests get through again.
@@ -352,6 +418,9 @@ impl<'a> World<'a> {
         if let Some(stream) = self.waiting.keys().next() {
             return Err(format!("request {stream} waits for ever"));
         }
+        // What a wake-up that was lost should have told the service.
+        self.drive(self.scenario.workers, Order::Settle)?;
+        self.drive(self.scenario.workers + 1, Order::Settle)?;
         let newest = self.checker.rules_version();
         for round in 0..2 {
             for thread in 0..self.scenario.workers {
@@ -391,6 +460,9 @@ impl<'a> World<'a> {
             }
             Event::End { thread, vm, stream, failed } => {
                 self.open -= 1;
+                for held in self.held.remove(&stream).unwrap_or_default() {
+                    self.checker.leaves(held.ticket);
+                }
                 self.checker.ended(stream, failed, self.clock());
                 if self.vm_of(thread) == Some(vm) {
                     self.deliver(thread, Order::Exit { stream, failed });
@@ -408,12 +480,58 @@ impl<'a> World<'a> {
                 let resource = self.scenario.traffic.get(traffic).map(|it| Rc::clone(&it.resource));
                 if let Some(resource) = resource.filter(|_| self.vm_of(thread) == Some(vm)) {
                     let user = self.users.get(&stream).copied();
-                    self.deliver(thread, Order::Send { stream, resource, count, user });
+                    let oldest = self.held.get(&stream).and_then(VecDeque::front);
+                    let held = oldest.map(|oldest| self.clock().since(oldest.since));
+                    self.deliver(thread, Order::Send { stream, resource, count, user, held });
                 }
             }
             Event::Failing { one_in } => {
                 self.note(format_args!("one of {one_in} host calls fails"));
                 self.process.borrow_mut().fails_one_in = one_in;
+            }
+            Event::First => {
+                let main = self.main_thread();
+                if self.vm_of(main).is_none() && self.main().revives {
+                    self.note(format_args!("the service starts"));
+                    self.start_first()?;
+                }
+            }
+            Event::TryRoot { root } => {
+                let bytes = self.scenario.roots.get(root).map(Root::configuration);
+                self.try_root(Some(root), bytes.unwrap_or_default())?;
+            }
+            Event::Tried { root } => {
+                let place = self.tried.iter().position(|(tried, _)| *tried == Some(root));
+                if let Some((_, mut vm)) = place.map(|place| self.tried.swap_remove(place)) {
+                    self.finish(&mut vm, Order::Part { root: number(root) })?;
+                }
+            }
+            Event::Join { root, thread } => {
+                self.joined.entry(thread).or_default().insert(root);
+                if self.vm_of(thread).is_none() {
+                    self.start_worker(thread);
+                } else {
+                    self.join(root, thread);
+                }
+            }
+            Event::Part { root, thread } => {
+                self.joined.entry(thread).or_default().remove(&root);
+                self.deliver(thread, Order::Part { root: number(root) });
+                // Its timer goes with it, and another root takes over.
+                if let Some(period_ms) = self.threads.get(thread).map(|thread| thread.period_ms)
+                    && self.vm_of(thread).is_some()
+                {
+                    self.arm(thread, period_ms);
+                }
+            }
+            Event::RootTick { root, thread, vm } => {
+                let has = self.joined.get(&thread).is_some_and(|roots| roots.contains(&root));
+                if has && self.vm_of(thread) == Some(vm) {
+                    self.deliver(thread, Order::RootTick);
+                    let late = self.random.u64(..4 * MS);
+                    let event = Event::RootTick { root, thread, vm };
+                    self.plan(self.now + ROOT_TICK + late, event);
+                }
             }
             Event::Second => {
                 let vm = self.start_service()?;
@@ -436,10 +554,8 @@ impl<'a> World<'a> {
             }
             Event::Rules { index } => {
                 self.rules = index;
-                let rules = self.scenario.rule_sets.get(index).map(|(_, rules)| rules.clone());
-                self.note(format_args!("rule set of {} rules", rules.as_ref().map_or(0, Vec::len)));
-                let config = config(rules.unwrap_or_default(), self.scenario.settings.clone());
-                let config = Rc::new(config);
+                let config = Rc::new(self.scenario.config(index));
+                self.note(format_args!("rule set of {} rules", config.rules.len()));
                 self.deliver(self.scenario.workers, Order::Replace(Rc::clone(&config)));
                 self.deliver(self.scenario.workers + 1, Order::Replace(config));
             }
@@ -536,20 +652,50 @@ impl<'a> World<'a> {
         if let Some(thread) = self.threads.get_mut(index) {
             thread.unreported_messages += count;
         }
+        if undisturbed {
+            self.checker.goes_by_new_rules(answer, self.clock())?;
+        }
         match &answer.decision {
             Decision::RefusedBy(rule) => {
                 self.report.messages_refused += count;
-                let steady = undisturbed && self.scenario.rule_sets.len() == 1;
+                let steady = undisturbed && self.scenario.is_steady();
                 self.checker.refused(answer, rule, steady)
             }
             Decision::Passes => {
                 self.report.messages += count;
-                self.checker.admitted(answer, self.clock(), undisturbed).map(|_| ())
+                let slot = self.checker.admitted(answer, self.clock(), undisturbed)?;
+                // Behind what is held they go with that.
+                if self.held.contains_key(&stream) { Ok(()) } else { self.goes_on(slot, stream) }
             }
             Decision::Waits(_) => {
-                Err(format!("messages of {stream} wait, though no rule paces them"))
+                self.report.messages += count;
+                self.report.messages_waited += count;
+                self.checker.admitted(answer, self.clock(), undisturbed)?;
+                let ticket = self.checker.ticket();
+                let held = HeldMessages { thread: index, ticket, since: self.clock() };
+                self.held.entry(stream).or_default().push_back(held);
+                Ok(())
             }
         }
+    }
+
+    /// Messages that were held may go on. (Those of a stream that has ended meanwhile are nobody's.)
+    fn messages_due(&mut self, stream: u64) -> Result<(), Broken> {
+        let Some(queue) = self.held.get_mut(&stream) else { return Ok(()) };
+        let oldest = queue.pop_front();
+        if queue.is_empty() {
+            self.held.remove(&stream);
+        }
+        let Some(HeldMessages { thread, ticket, since }) = oldest else { return Ok(()) };
+        self.note(format_args!("thread {thread}: messages of {stream} go on"));
+        let (slot, settled) = self.checker.leaves(ticket);
+        self.goes_on(slot, stream)?;
+        let late = self.clock().since(settled.max(since));
+        if late > TICK && self.scenario.is_faultless() && self.scenario.stall_one_in == 0 {
+            let late_ms = late.as_millis();
+            return Err(format!("messages of {stream} go on {late_ms} ms after their slot"));
+        }
+        Ok(())
     }
 
     fn answered(&mut self, index: usize, vm: u32, answer: &Answer) -> Result<(), Broken> {
@@ -583,11 +729,14 @@ impl<'a> World<'a> {
             these.insert(Rc::clone(&answer.resource));
         }
         let undisturbed = self.scenario.is_faultless() && self.scenario.stall_one_in == 0;
+        if undisturbed {
+            self.checker.goes_by_new_rules(answer, self.clock())?;
+        }
         match &answer.decision {
             Decision::RefusedBy(rule) => {
                 self.report.refused += batch;
                 self.refused_by.insert(Rc::clone(&answer.resource), rule.clone());
-                let steady = undisturbed && self.scenario.rule_sets.len() == 1;
+                let steady = undisturbed && self.scenario.is_steady();
                 self.checker.refused(answer, rule, steady)?;
                 self.ask_again(asked);
             }
@@ -625,7 +774,7 @@ impl<'a> World<'a> {
     fn due(&mut self, stream: u64) -> Result<(), Broken> {
         let Some(Waiting { thread, vm, traffic, since, until }) = self.waiting.remove(&stream)
         else {
-            return Ok(());
+            return self.messages_due(stream);
         };
         self.note(format_args!("thread {thread}: {stream} goes on"));
         let (slot, settled) = self.checker.leaves(stream);
@@ -709,13 +858,7 @@ impl<'a> World<'a> {
             self.asked.insert(stream, index);
         }
         if self.vm_of(thread).is_none() {
-            self.next_vm += 1;
-            let vm = Vm::worker(&self.process, self.next_vm);
-            self.note(format_args!("thread {thread}: VM {} starts", vm.id));
-            if let Some(thread) = self.threads.get_mut(thread) {
-                thread.begin_life(vm);
-            }
-            self.arm(thread, FAST_TICK_MS);
+            self.start_worker(thread);
         }
         let resource = Rc::clone(&traffic.resource);
         let user = (traffic.users > 0).then(|| self.random.u32(..traffic.users));
@@ -723,6 +866,52 @@ impl<'a> World<'a> {
             self.users.insert(stream, user);
         }
         self.deliver(thread, Order::Enter { stream, resource, batch, user });
+    }
+
+    /// A VM of the filter, with the roots that its thread has.
+    fn start_worker(&mut self, thread: usize) {
+        self.next_vm += 1;
+        let vm = Vm::worker(&self.process, self.next_vm);
+        self.note(format_args!("thread {thread}: VM {} starts", vm.id));
+        if let Some(thread) = self.threads.get_mut(thread) {
+            thread.begin_life(vm);
+        }
+        self.arm(thread, FAST_TICK_MS);
+        for root in self.joined.get(&thread).cloned().unwrap_or_default() {
+            self.join(root, thread);
+        }
+    }
+
+    /// A VM gets a root's configuration.
+    fn join(&mut self, root: usize, thread: usize) {
+        let (Some(vm), Some(its)) = (self.vm_of(thread), self.scenario.roots.get(root)) else {
+            return;
+        };
+        let bytes = its.configuration().into();
+        self.deliver(thread, Order::Join { root: number(root), plugin: PLUGIN, bytes });
+        let late = self.random.u64(..4 * MS);
+        self.plan(self.now + FIRST_ROOT_TICK + late, Event::RootTick { root, thread, vm });
+    }
+
+    /// Envoy tries a configuration of the filter in a VM that gets no tick.
+    fn try_root(&mut self, root: Option<usize>, bytes: Vec<u8>) -> Result<(), Broken> {
+        self.next_vm += 1;
+        let mut vm = Vm::worker(&self.process, self.next_vm);
+        self.note(format_args!("a configuration of the filter is tried in VM {}", vm.id));
+        let order =
+            Order::Join { root: root.map_or(0, number), plugin: PLUGIN, bytes: bytes.into() };
+        self.finish(&mut vm, order)?;
+        self.tried.push((root, vm));
+        Ok(())
+    }
+
+    /// Lets a VM that has no thread carry out an order.
+    fn finish(&mut self, vm: &mut Vm, order: Order) -> Result<(), Broken> {
+        let mut said = vm.resume(order);
+        while let Some(Said::Calls(_)) = said {
+            said = vm.resume(Order::GoOn);
+        }
+        self.look()
     }
 
     fn plan_bursts(&mut self, traffic: usize, burst: u32) {
@@ -765,6 +954,11 @@ impl<'a> World<'a> {
             Fault::StepWall(span) => self.process.borrow_mut().wall_at_zero_ns += span,
             Fault::StepWallBack(span) => self.process.borrow_mut().wall_at_zero_ns -= span,
             Fault::Canary => drop(self.start_service()?),
+            Fault::FilterCanary => {
+                let rules = vec![flow(TRIED, "GET:/0", 0.0, 1_000)];
+                let root = Root { rules, from: 0, until: None };
+                self.try_root(None, root.configuration())?;
+            }
             Fault::ReplaceRoot { worker } => {
                 let root = self.threads.get(worker).filter(|thread| thread.vm_id().is_some());
                 if let Some(period_ms) = root.map(|thread| thread.period_ms) {
@@ -795,6 +989,7 @@ impl<'a> World<'a> {
                 self.ask_again(waiting.traffic);
             }
         }
+        self.held.retain(|_, queue| queue.iter().all(|held| held.thread != index));
         for order in unanswered {
             if let Order::Enter { stream, .. } = order {
                 let traffic = self.asked.remove(&stream);
@@ -809,16 +1004,11 @@ impl<'a> World<'a> {
 
     fn start_service(&mut self) -> Result<Vm, Broken> {
         self.next_vm += 1;
-        let rules = self.scenario.rule_sets.get(self.rules).map(|(_, rules)| rules.clone());
-        let config = Rc::new(config(rules.unwrap_or_default(), self.scenario.settings.clone()));
+        let config = Rc::new(self.scenario.config(self.rules));
         let mut vm = Vm::service(&self.process, self.next_vm, config);
         self.services.insert(vm.id);
         // Configuring ends with the first order that does nothing.
-        let mut said = vm.resume(Order::GoOn);
-        while let Some(Said::Calls(_)) = said {
-            said = vm.resume(Order::GoOn);
-        }
-        self.look()?;
+        self.finish(&mut vm, Order::GoOn)?;
         Ok(vm)
     }
 
@@ -912,4 +1102,9 @@ impl<'a> World<'a> {
     fn note(&self, what: fmt::Arguments<'_>) {
         self.trace.line(self.now, what);
     }
+}
+
+/// A root context's number in Envoy: 0 is none.
+fn number(root: usize) -> u32 {
+    u32::try_from(root + 1).unwrap_or(u32::MAX)
 }

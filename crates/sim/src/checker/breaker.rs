@@ -162,9 +162,9 @@ impl BreakerBook {
         rule: &CircuitBreakerRule,
         ended: &VecDeque<Ended>,
     ) -> Result<(), Broken> {
-        let errors = match rule.strategy {
-            BreakerStrategy::ErrorRatio(_) => 0,
-            BreakerStrategy::ErrorCount(count) => count,
+        let (errors, ratio) = match rule.strategy {
+            BreakerStrategy::ErrorRatio(ratio) => (0, ratio),
+            BreakerStrategy::ErrorCount(count) => (count, 0.0),
             // How long a request took by its worker's clock is not seen from here.
             BreakerStrategy::SlowRequestRatio { .. } => return Ok(()),
         };
@@ -175,12 +175,19 @@ impl BreakerBook {
         let most = 2 * errors.max(rule.min_request_amount) + 2;
         let slice = u64::from(rule.stat_interval_ms / rule.buckets.max(1)).max(1);
         let (mut newest, mut failed) = (0, 0);
+        // Those that went well and may stand in the same window.
+        let mut good = VecDeque::new();
+        let window = Span::from_millis(u64::from(rule.stat_interval_ms) + slice);
         for end in ended {
             let at = end.at.get() / (slice * 1_000_000);
             failed = if at == newest { failed } else { 0 };
             failed = if end.failed { failed + 1 } else { 0 };
             newest = at;
-            if failed > most {
+            good.extend((!end.failed).then_some(end.at));
+            good.retain(|well| end.at.since(*well) <= window);
+            let number = |many| f64::from(u32::try_from(many).unwrap_or(u32::MAX));
+            let (bad, all) = (number(failed), number(failed + good.len() as u64));
+            if failed > most && bad > ratio * all {
                 return Err(format!(
                     "{failed} requests of one slice all failed, and it never opened"
                 ));

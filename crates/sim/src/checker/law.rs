@@ -1,13 +1,14 @@
 //! One rule: what each write to its ledgers must be, and what an admitted request must have taken.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
 };
 
 use sentinel_core::{
     ledger::{Ledger, Stamp, breaker::Probe, bucket::BucketTerms, rate::whole_tokens},
-    rule::{Control, FlowRule, HotspotMetric, Keeps, Rule, TokenCalculate},
+    rule::{Control, FlowRule, HotspotMetric, Keeps, Rule, TokenCalculate, Unit},
     time::{Nanos, Span},
     window::WindowShape,
 };
@@ -223,6 +224,7 @@ impl Law {
         let interval = self.interval();
         let key = self.counted_by(answer);
         let stored = self.last_stored(answer);
+        let slots = self.slots_of_messages(answer);
         match &mut self.book {
             Book::Nothing => {}
             Book::Rate(accounts) => {
@@ -240,7 +242,17 @@ impl Law {
             }
             Book::Bucket(_) => self.admitted += signed(batch),
             Book::Pace(books) => {
-                self.admitted += 1;
+                // Each message has a slot of its own.
+                let batch = if answer.unit == Unit::Message {
+                    if slots != signed(batch) {
+                        return Err(format!("{batch} messages go with {slots} slots"));
+                    }
+                    self.admitted += slots;
+                    1
+                } else {
+                    self.admitted += 1;
+                    batch
+                };
                 let Some((stamp, hash, before, after)) = stored else {
                     return Err("a request goes without asking for a slot".to_owned());
                 };
@@ -268,6 +280,28 @@ impl Law {
             }
         }
         Ok(Nanos::default())
+    }
+
+    /// Messages are refused: those of them that a pace had let go before have had their slots.
+    pub(super) fn refuse_messages(&mut self, answer: &Answer) {
+        self.admitted += self.slots_of_messages(answer);
+    }
+
+    /// How many slots messages have taken of a pace, without those that they gave back.
+    fn slots_of_messages(&self, answer: &Answer) -> i64 {
+        if answer.unit != Unit::Message || !matches!(self.book, Book::Pace(_)) {
+            return 0;
+        }
+        let steps = (0..answer.seen.stored.len()).filter_map(|place| self.stored_at(answer, place));
+        let slots = steps.map(|(_, _, before, after)| match (before, after) {
+            (Ledger::Pace(before), Ledger::Pace(after)) => match after.last.cmp(&before.last) {
+                Ordering::Greater => 1,
+                Ordering::Equal => 0,
+                Ordering::Less => -1,
+            },
+            _ => 0,
+        });
+        slots.sum()
     }
 
     pub(super) fn refuse(&mut self, answer: &Answer, now: Nanos) -> Result<(), Broken> {
@@ -360,7 +394,15 @@ impl Law {
     /// The entry that a worker last wrote for a request, as it was before and after.
     fn last_stored(&self, answer: &Answer) -> Option<(Stamp, u128, Ledger, Ledger)> {
         let last = answer.seen.stored.iter().rposition(|(key, ..)| self.has(*key))?;
-        let (key, stamp, after, loaded) = answer.seen.stored.get(last)?;
+        self.stored_at(answer, last)
+    }
+
+    /// The entry that a worker has written so, if it is one of this rule's, as it was before and after.
+    fn stored_at(&self, answer: &Answer, place: usize) -> Option<(Stamp, u128, Ledger, Ledger)> {
+        let (key, stamp, after, loaded) = answer.seen.stored.get(place)?;
+        if !self.has(*key) {
+            return None;
+        }
         let empty = || Ledger::new(self.rule.keeps());
         let before = answer.seen.loaded.get(..*loaded)?;
         let before = before.iter().rev().find(|(known, ..)| known == key);

@@ -70,8 +70,12 @@ pub(crate) struct Checker {
     /// Those that have, by resource.
     ended: BTreeMap<Rc<str>, VecDeque<Ended>>,
     settings: Settings,
-    /// The slots of requests that wait, and whose they are.
+    /// The slots of requests and messages that wait, by ticket, and whose they are.
     slots: BTreeMap<u64, Vec<(Occupant, Nanos)>>,
+    /// The last ticket of messages.
+    ticket: u64,
+    /// Since when a VM has answered by an older set than this one.
+    behind: BTreeMap<u32, (u64, Nanos)>,
     /// When the newest rule set was published, by the host's clock.
     published_ns: u64,
     keys_most: usize,
@@ -93,6 +97,15 @@ struct Row {
 /// How long a wrong refusal may last, and a request that may go may still wait: a worker's tick, 10 ms and what
 /// the kernel adds, and a little for the calls of all workers.
 pub(crate) const TICK: Span = Span::from_millis(17);
+
+/// How long a worker with requests may go on with old rules: three ticks.
+const BEHIND: Span = Span::from_millis(3 * 17);
+
+/// Sets tickets of messages apart from numbers of streams.
+const MESSAGES: u64 = 1 << 40;
+
+/// How the ids of rules begin that stand only in configurations which Envoy has tried and rejected.
+pub(crate) const TRIED: &str = "tried";
 
 impl Checker {
     /// Takes in a write to shared data.
@@ -162,9 +175,48 @@ impl Checker {
         }
         let earliest = slots.iter().map(|(_, slot)| *slot).max().unwrap_or_default();
         if let Decision::Waits(_) = answer.decision {
-            self.slots.insert(answer.stream, slots);
+            let ticket = match answer.unit {
+                Unit::Request => answer.stream,
+                Unit::Message => {
+                    self.ticket += 1;
+                    MESSAGES | self.ticket
+                }
+            };
+            self.slots.insert(ticket, slots);
         }
         Ok(earliest)
+    }
+
+    /// The ticket of the messages that were admitted last, where they wait.
+    pub(crate) fn ticket(&self) -> u64 {
+        MESSAGES | self.ticket
+    }
+
+    /// That whoever answers goes by the newest rules, or has not done so for long: a worker takes up newer ones at a tick,
+    /// and whoever answers has the next one soon.
+    pub(crate) fn goes_by_new_rules(&mut self, answer: &Answer, now: Nanos) -> Result<(), Broken> {
+        let newest = self.rules_version();
+        if answer.rules_version == newest {
+            self.behind.remove(&answer.vm);
+            return Ok(());
+        }
+        let (of, since) = *self
+            .behind
+            .entry(answer.vm)
+            .and_modify(|(of, since)| {
+                if *of != newest {
+                    (*of, *since) = (newest, now);
+                }
+            })
+            .or_insert((newest, now));
+        let behind = now.since(since);
+        if behind > BEHIND {
+            let (old, ms) = (answer.rules_version, behind.as_millis());
+            return Err(format!(
+                "rule set {old} still answers {ms} ms after set {of} was published"
+            ));
+        }
+        Ok(())
     }
 
     /// A request that waited goes on: the time before which it must not, and when that was settled. The slots of
@@ -193,6 +245,13 @@ impl Checker {
         let now = self.now(answer.seen.monotonic_ns);
         let occupants = self.applying(answer);
         let mut is_one = false;
+        if answer.unit == Unit::Message {
+            for (occupant, _) in &occupants {
+                if let Some(law) = self.laws.get_mut(occupant) {
+                    law.refuse_messages(answer);
+                }
+            }
+        }
         for (occupant, rule) in occupants.into_iter().filter(|(_, rule)| rule.id() == by) {
             let Some(law) = self.laws.get_mut(&occupant) else { continue };
             is_one = true;
@@ -403,6 +462,12 @@ impl Checker {
         let mut keys = BTreeSet::new();
         while let Some(entry) = reader.next_entry().map_err(unreadable)? {
             let rule = Rc::new(entry.rule);
+            if rule.id().starts_with(TRIED) {
+                let id = rule.id();
+                return Err(format!(
+                    "rule {id} is in force, of a configuration that was only tried"
+                ));
+            }
             let law = Law::new(Rc::clone(&rule), entry.slot, entry.sets);
             let count = keys.len();
             keys.extend(law.keys());

@@ -5,7 +5,8 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt::{self, Write as _},
     hash::{DefaultHasher, Hash, Hasher as _},
     rc::Rc,
 };
@@ -49,6 +50,12 @@ struct Player {
     /// All that it has been told: it does what follows from that, and nothing else.
     told: Digest,
     calls: usize,
+    /// How often it has read each key since that was last written: so many of its tokens still hold, the newest ones.
+    current: BTreeMap<Key, u32>,
+    /// Signals that have been raised since it last read them; a VM asks for no more of them.
+    raised: BTreeSet<usize>,
+    /// Which of its moves it is at.
+    at: usize,
     /// Numbers of its requests, in the order in which they came.
     streams: Vec<u64>,
     incarnation: u64,
@@ -61,9 +68,39 @@ enum Pending {
     Nothing,
 }
 
+/// What a step reads or changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Thing {
+    Key(Key),
+    Signal(usize),
+    Queue,
+}
+
+/// What each VM has ever been seen to do in a script, by VM and move.
+///
+/// A search begins with none of it and is repeated until it has seen nothing new. So whatever it then took for touched by
+/// nobody is touched by nobody, in any interleaving.
+#[derive(Debug)]
+pub(super) struct Footprints {
+    /// Whether everything is taken for touched by all.
+    is_blunt: bool,
+    /// What this search goes by; `true`: changes it. It stays as it is until the search is over, since a run is repeated
+    /// step by step.
+    known: BTreeSet<Footprint>,
+    /// What it has seen besides.
+    seen: BTreeSet<Footprint>,
+}
+
+/// Who, in which move, touches what, and whether he changes it.
+type Footprint = (Actor, usize, Thing, bool);
+
+/// Adds to a [`Digest`] what is written to it.
+struct Into<'d>(&'d mut Digest);
+
 /// An interleaving under way.
 pub(super) struct Execution<'s> {
     script: &'s Script,
+    footprints: &'s RefCell<Footprints>,
     process: Rc<RefCell<Process>>,
     checker: Checker,
     /// The workers, and then the service.
@@ -73,7 +110,7 @@ pub(super) struct Execution<'s> {
     has_trapped: bool,
     /// Whether the script's own moves are under way.
     is_begun: bool,
-    /// What was ever written under each key, and how often.
+    /// What stands under each key, and how often it was written.
     written: BTreeMap<Key, (Digest, usize)>,
     /// The generation and the rule set that each ledger names.
     stamps: BTreeMap<Key, (u64, u64)>,
@@ -111,6 +148,9 @@ impl Player {
             pending: Pending::Nothing,
             told: Digest::new(),
             calls: 0,
+            current: BTreeMap::new(),
+            raised: BTreeSet::new(),
+            at: 0,
             streams: Vec::new(),
             incarnation: 0,
         }
@@ -118,13 +158,73 @@ impl Player {
 
     /// Stops before the next move.
     fn line_up(&mut self) {
+        self.at += 1;
         self.pending = self.moves.pop_front().map_or(Pending::Nothing, Pending::Begin);
+    }
+}
+
+impl fmt::Write for Into<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.add(text);
+        Ok(())
+    }
+}
+
+impl Footprints {
+    pub(super) fn new(is_blunt: bool) -> Self {
+        Self { is_blunt, known: BTreeSet::new(), seen: BTreeSet::new() }
+    }
+
+    /// The next search goes by what this one has seen as well. `false` if that was nothing new.
+    pub(super) fn learn(&mut self) -> bool {
+        let before = self.known.len();
+        self.known.append(&mut self.seen);
+        self.known.len() > before
+    }
+
+    /// Whether another VM than `actor` may still touch `thing`, or change it if `actor` itself does not; `at` says for each VM
+    /// which of its moves it is at, if it lives.
+    fn may_meet(
+        &self,
+        actor: Actor,
+        thing: Thing,
+        changes: bool,
+        at: impl Fn(Actor) -> Option<usize>,
+    ) -> bool {
+        self.is_blunt
+            || self.known.iter().any(|(other, then, its, it_changes)| {
+                // Whoever raises a signal does not look at it, and it makes no difference who raises it first.
+                let both_raise = changes && *it_changes && matches!(thing, Thing::Signal(_));
+                *other != actor
+                    && *its == thing
+                    && (changes || *it_changes)
+                    && !both_raise
+                    && at(*other).is_some_and(|at| *then >= at)
+            })
+    }
+}
+
+impl Thing {
+    /// What a call touches, and whether it changes that; `None` if nobody else sees anything of it.
+    fn of(call: Call) -> Option<(Self, bool)> {
+        match call {
+            Call::Clock | Call::Random | Call::Meter => None,
+            Call::Load(key) => Some((Self::Key(key), false)),
+            Call::Store(key) | Call::Create(key) => Some((Self::Key(key), true)),
+            Call::Queue(_) => Some((Self::Queue, true)),
+            Call::Level(signal) => Some((Self::Signal(place(signal)), false)),
+            Call::Raise(signal) => Some((Self::Signal(place(signal)), true)),
+        }
     }
 }
 
 impl<'s> Execution<'s> {
     /// Everything that comes before the script's moves.
-    pub(super) fn start(script: &'s Script, is_traced: bool) -> Result<Self, Broken> {
+    pub(super) fn start(
+        script: &'s Script,
+        footprints: &'s RefCell<Footprints>,
+        is_traced: bool,
+    ) -> Result<Self, Broken> {
         let mut process = Process::new(1, 1_900_000_020 * SECOND);
         process.keep_writes();
         process.monotonic_ns = script.start_ms * MS;
@@ -141,6 +241,7 @@ impl<'s> Execution<'s> {
         players.push(Player::new(Some(vm), service, &script.service));
         let mut execution = Self {
             script,
+            footprints,
             process,
             checker: Checker::default(),
             players,
@@ -214,18 +315,23 @@ impl<'s> Execution<'s> {
 
     /// Where this execution is: equal only where everything that follows is.
     ///
-    /// A VM does what follows from what it was told, so what it was told stands for its memory. A token is told as the row
-    /// of writes to its key, so that writes to other keys make no difference.
+    /// A VM does what follows from what it was told, so what it was told stands for its memory. Tokens are compared with
+    /// the current one and with nothing else, so that it is enough how many of a VM's still hold; levels of signals
+    /// are only compared with the last, so that it is enough whether there was a raise since. What the checker remembers
+    /// is part of the state as it is.
     pub(super) fn state(&self) -> Digest {
         let mut state = Digest::new();
         state.add((self.clock_moves, self.has_trapped));
         for (key, (written, _)) in &self.written {
             state.add((key, written.value()));
         }
-        state.add(self.process.borrow().levels());
         for player in &self.players {
-            state.add(player.told.value());
+            state.add((player.told.value(), &player.raised));
+            state.add(&player.current);
         }
+        let process = self.process.borrow();
+        // Digests do not fail.
+        let _ = write!(Into(&mut state), "{:?} {:?}", self.checker, process.queues);
         state
     }
 
@@ -366,14 +472,11 @@ impl<'s> Execution<'s> {
                     // When a request ends at the upstream is seen from outside.
                     Pending::Begin(Move::End(_)) | Pending::Nothing => false,
                     Pending::Begin(_) => true,
-                    Pending::Call(call) => match call {
-                        Call::Clock => clock_stands,
-                        // Each VM has its own; and no VM reads what others count.
-                        Call::Random | Call::Meter => true,
-                        Call::Load(key) => self.is_quiet_key(*key),
-                        Call::Level(signal) => self.is_quiet(*signal),
-                        Call::Store(_) | Call::Create(_) | Call::Queue(_) | Call::Raise(_) => false,
-                    },
+                    Pending::Call(Call::Clock) => clock_stands,
+                    Pending::Call(call) => Thing::of(*call).is_none_or(|(thing, changes)| {
+                        let at = |other| self.at(other);
+                        !self.footprints.borrow().may_meet(actor, thing, changes, at)
+                    }),
                 };
             if !is_invisible {
                 return Ok(());
@@ -382,15 +485,20 @@ impl<'s> Execution<'s> {
         }
     }
 
-    /// Whether nobody raises this signal in this script: checked wherever one is raised.
-    fn is_quiet(&self, signal: Signal) -> bool {
-        self.script.service.is_empty() && matches!(signal, Signal::Published | Signal::Decided)
+    /// Which of its moves a VM is at, if it lives and has not done them all.
+    fn at(&self, actor: Actor) -> Option<usize> {
+        let player = self.players.get(actor)?;
+        let is_done = player.vm.is_none() || matches!(player.pending, Pending::Nothing);
+        (!is_done).then_some(player.at)
     }
 
-    /// The same of a key and whoever writes it.
-    fn is_quiet_key(&self, key: Key) -> bool {
-        self.script.service.is_empty()
-            && matches!(key, Key::Seeds | Key::Rules | Key::Service | Key::Decisions)
+    /// Takes down what a step touches.
+    fn leave_footprint(&self, actor: Actor, call: Call) {
+        if let (true, Some((thing, changes)), Some(player)) =
+            (self.is_begun, Thing::of(call), self.players.get(actor))
+        {
+            self.footprints.borrow_mut().seen.insert((actor, player.at, thing, changes));
+        }
     }
 
     fn step_vm(&mut self, actor: Actor) -> Result<(), Broken> {
@@ -400,6 +508,9 @@ impl<'s> Execution<'s> {
             Pending::Call(call) => (Order::GoOn, Some(call)),
             Pending::Nothing => return Ok(()),
         };
+        if let Some(call) = call {
+            self.leave_footprint(actor, call);
+        }
         let Some(player) = self.players.get_mut(actor) else { return Ok(()) };
         player.calls += 1;
         if player.calls > CALLS_MOST {
@@ -413,8 +524,9 @@ impl<'s> Execution<'s> {
             }
             Some(Call::Load(key)) => {
                 player.told.add(self.written.get(&key).map(|(written, _)| written.value()));
+                *player.current.entry(key).or_default() += 1;
             }
-            Some(Call::Level(signal)) => player.told.add(*process.signal(signal)),
+            Some(Call::Level(signal)) => player.told.add(player.raised.remove(&place(signal))),
             Some(Call::Queue(_)) => {
                 player.told.add((process.resolve_queue(), process.queues.backlog()));
             }
@@ -431,26 +543,20 @@ impl<'s> Execution<'s> {
         for write in &writes {
             let (written, count) =
                 self.written.entry(write.key).or_insert_with(|| (Digest::new(), 0));
+            *written = Digest::new();
             written.add(&write.value);
             *count += 1;
+            for player in &mut self.players {
+                player.current.remove(&write.key);
+            }
+        }
+        if let Some(Call::Raise(signal)) = call {
+            for player in &mut self.players {
+                player.raised.insert(place(signal));
+            }
         }
         if let (Some(call), true) = (call, self.trace.is_some()) {
             self.note(actor, &self.describe(call, !writes.is_empty()));
-        }
-        if self.is_begun
-            && let Some(call) = call
-            && match call {
-                Call::Raise(signal) => self.is_quiet(signal),
-                Call::Store(key) | Call::Create(key) => self.is_quiet_key(key),
-                Call::Clock
-                | Call::Random
-                | Call::Load(_)
-                | Call::Queue(_)
-                | Call::Level(_)
-                | Call::Meter => false,
-            }
-        {
-            return Err(format!("{call}, which this search takes for impossible in this script"));
         }
         for write in &writes {
             let is_put_once = matches!(write.key, Key::Seeds | Key::Missing);
@@ -554,6 +660,9 @@ impl<'s> Execution<'s> {
                 self.open.insert(stream, actor);
                 self.checker.admitted(answer, now, false).map(|_| ())
             }
+            Decision::RefusedBy(rule) if self.script.is_ample => {
+                Err(format!("rule {rule} refuses a request, and there is enough for all"))
+            }
             Decision::RefusedBy(rule) => self.checker.refused(answer, rule, false),
         }
     }
@@ -627,6 +736,11 @@ impl<'s> Execution<'s> {
             }
         }
     }
+}
+
+/// A signal's place among all.
+fn place(signal: Signal) -> usize {
+    Signal::ALL.iter().position(|known| *known == signal).unwrap_or(Signal::ALL.len())
 }
 
 /// A value for people.

@@ -37,6 +37,8 @@ pub struct Script {
     pub is_cold: bool,
     /// Whether nobody ever takes more than his request needs: then also before any tick all is spent or given back.
     pub is_even: bool,
+    /// Whether there is enough for all: then nobody may be refused.
+    pub is_ample: bool,
 }
 
 /// One thing that a VM does.
@@ -76,6 +78,7 @@ impl Script {
             trap: None,
             is_cold: false,
             is_even: false,
+            is_ample: false,
         }
     }
 
@@ -107,6 +110,17 @@ impl Script {
                 )
             },
             Self {
+                start_ms: 499,
+                workers: vec![vec![Ask(X)], vec![Ask(X)], vec![Ask(X)]],
+                clock_ms: vec![500],
+                is_ample: true,
+                ..Self::new(
+                    "late-to-a-bucket",
+                    "a bucket ends while three claim, with tokens for all: who has read the clock before that is not refused for it",
+                    vec![flow("x", X, 10.0, 1_000)],
+                )
+            },
+            Self {
                 // A worker that has spent two in a tick may lease.
                 before: vec![(0, Ask(X)), (0, Ask(X)), (0, Tick)],
                 workers: vec![vec![Ask(X), Ask(X), Tick], vec![Ask(X)], vec![Ask(X)]],
@@ -129,7 +143,8 @@ impl Script {
             Self {
                 before: vec![(2, Ask(X)), (2, Ask(X))],
                 workers: vec![vec![Ask(X)], vec![Ask(X)], vec![Ask(X)]],
-                clock_ms: vec![600_000],
+                // Requests may still be open, and then the record is old enough.
+                clock_ms: vec![50_000, 600_000],
                 trap: Some(2),
                 ..Self::new(
                     "reap",

@@ -1,7 +1,7 @@
 //! Every interleaving of small scripts keeps the promises.
 //!
-//! Here is what a slow machine does in a minute: scripts in full where they are small, the others with few
-//! preemptions. `cargo xtask model` explores all of them in full.
+//! Here is what a slow machine does in a minute: most scripts in full, the others with few preemptions. `cargo xtask model`
+//! explores all of them in full.
 
 use std::collections::BTreeSet;
 
@@ -27,18 +27,37 @@ fn explored(script: &Script, search: Search<'_>) -> Explored {
 fn three_who_create_a_ledger_at_once_keep_its_limit_in_every_interleaving() {
     let explored = explored(&script("first-claim"), Search::default());
 
-    assert!(explored.interleavings > 1_000_000);
+    assert!(explored.interleavings > 1_000);
     for outcome in &explored.outcomes {
         assert_eq!(outcome.matches(" passes; ").count(), 2, "{outcome}");
     }
 }
 
+/// Scripts that take longer in full than this test may.
+const LONG: [&str; 4] = ["bucket-change", "give-back", "permits", "start"];
+
 #[test]
-fn every_script_keeps_its_promises_however_one_vm_is_interrupted() {
+fn every_script_keeps_its_promises_in_full_or_however_one_vm_is_interrupted() {
     for script in Script::all() {
-        let bounded = Search { preemptions: Some(1), ..Search::default() };
-        let explored = explored(&script, bounded);
+        let preemptions = LONG.contains(&script.name).then_some(1);
+        let explored = explored(&script, Search { preemptions, ..Search::default() });
         assert!(explored.interleavings > 1, "{} has nothing to interleave", script.name);
+        if script.name == "reap" {
+            // Two permits of three were the dead worker's, and can be had again.
+            let mut outcomes = explored.outcomes.iter();
+            assert!(outcomes.any(|outcome| outcome.matches(" passes; ").count() == 3));
+        }
+    }
+}
+
+#[test]
+fn what_nobody_touches_need_not_be_a_step() {
+    for script in [small(), script("first-claim")] {
+        let blunt = explored(&script, Search { is_blunt: true, ..Search::default() });
+        let usual = explored(&script, Search::default());
+
+        assert_eq!(usual.outcomes, blunt.outcomes, "{}", script.name);
+        assert!(usual.interleavings < blunt.interleavings, "{}", script.name);
     }
 }
 
@@ -59,7 +78,7 @@ fn where_equal_states_are_explored_once_nothing_is_missed_that_running_each_inte
     assert_eq!(each_state_once.outcomes, all.outcomes);
     assert_eq!(each_state_once.interleavings, all.interleavings);
     assert!(
-        each_state_once.runs * 4 < all.runs,
+        each_state_once.runs * 2 < all.runs,
         "{} runs, {} runs",
         each_state_once.runs,
         all.runs

@@ -9,7 +9,7 @@ use sentinel_sim::{
     Options, Report,
     rules::{breaker, flow, hotspot, isolation, of_messages, shadow, system, throttling},
     run_scenario,
-    scenario::{Failures, Fault, MS, Pattern, SECOND, Scenario, Traffic},
+    scenario::{Failures, Fault, MS, Pattern, Root, SECOND, Scenario, Traffic},
 };
 
 const SEEDS: std::ops::Range<u64> = 0..20;
@@ -505,5 +505,61 @@ fn messages_of_open_streams_are_as_many_as_allowed_and_requests_are_not_among_th
         assert_eq!(report.refused, 0, "seed {seed}");
         // A piece of three does not fit where two are left.
         assert!((18..=20).contains(&report.messages), "seed {seed}: {report:?}");
+    }
+}
+
+/// Two roots of one plugin, the second an update of the first, under threads that are lost now and then.
+fn updated_from(until: u64) -> Scenario {
+    let root = |threshold, from, until| Root {
+        rules: vec![flow("carried", "GET:/", threshold, 1_000)],
+        from,
+        until,
+    };
+    Scenario {
+        roots: vec![root(50.0, 0, Some(until)), root(7.0, 600 * MS, None)],
+        stall_one_in: 5_000,
+        duration: 4 * SECOND,
+        ..Scenario::quiet(4, Vec::new()).with("GET:/", flood(200))
+    }
+}
+
+#[test]
+fn the_rules_of_an_update_hold_beside_the_root_it_replaces_and_after_it() {
+    for until in [640 * MS, 2 * SECOND] {
+        for seed in SEEDS {
+            let report = run(seed, &updated_from(until));
+            // More than 7 in each of the windows of the update, and at most 50 before it.
+            assert!((7 * 2..=50 + 50 + 7 * 5).contains(&report.admitted), "{}", report.admitted);
+            assert!(report.refused > 100, "seed {seed}: {}", report.refused);
+        }
+    }
+}
+
+#[test]
+fn before_a_late_service_everybody_passes_and_then_the_rules_hold() {
+    let scenario = Scenario {
+        service_from: 500 * MS,
+        stall_one_in: 5_000,
+        ..Scenario::quiet(4, one_rule(5.0, 1_000)).with("GET:/", flood(400))
+    };
+    for seed in SEEDS {
+        let report = run(seed, &scenario);
+        assert!((100..500).contains(&report.admitted), "seed {seed}: {}", report.admitted);
+        assert!(report.refused > 300, "seed {seed}: {}", report.refused);
+    }
+}
+
+#[test]
+fn messages_at_a_pace_wait_and_each_has_a_slot_of_its_own() {
+    let mut scenario =
+        Scenario::quiet(3, vec![of_messages(throttling("pace", "GET:/", 100.0, 400))]);
+    scenario.traffic.push(Traffic {
+        open_ns: SECOND,
+        pieces: 4,
+        ..Traffic::of("GET:/", flood(20))
+    });
+    for seed in SEEDS {
+        let report = run(seed, &scenario);
+        assert!(report.messages_waited > 20, "seed {seed}: {}", report.messages_waited);
     }
 }

@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
     for script in scripts.iter().filter(is_wanted) {
         if arguments.list {
             say::result(format_args!("{:<18} {}", script.name, script.about));
+            say::result(format_args!("{:<18} {}", "", bounds(script)));
             continue;
         }
         let step = say::Step::begin_silent(format_args!("{}: {}", script.name, script.about));
@@ -68,6 +69,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Tally> {
         }
     }
     Ok(tally)
+}
+
+/// What the interleavings are of.
+fn bounds(script: &Script) -> String {
+    let workers = script.workers.len();
+    let moves: usize = script.workers.iter().chain([&script.service]).map(Vec::len).sum();
+    let service = if script.service.is_empty() { "" } else { " and the service" };
+    let clock = match script.clock_ms.len() {
+        0 => "the clock stands".to_owned(),
+        1 => "the clock moves once".to_owned(),
+        moves => format!("the clock moves {moves} times"),
+    };
+    let trap = if script.trap.is_some() { ", one VM traps" } else { "" };
+    format!("{workers} workers{service}, {moves} moves between them; {clock}{trap}")
 }
 
 fn figures(script: &Script, explored: &Explored) -> String {
