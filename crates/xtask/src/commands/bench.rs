@@ -15,6 +15,7 @@ use sentinel_integration::rules_bench::rules;
 use super::exit_code;
 use crate::envoy;
 use crate::modules::{self, Flavour};
+use crate::scale;
 use crate::workspace::Workspace;
 
 /// Runs the benchmarks, side by side in one run.
@@ -40,6 +41,9 @@ pub(crate) enum Bench {
     Rules,
     /// How long after the answer that trips a circuit breaker the last worker still lets a request through.
     Breaker,
+    /// What grows with workers and thresholds: claims and accuracy (simulated, up to 64 workers), the service's CPU time for
+    /// 64 workers, an idle worker, memory, start-up.
+    Scale,
 }
 
 /// # Errors
@@ -58,6 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Bench::Messages => messages(&binary, &dist, out)?,
             Bench::Rules => rules(&binary, &dist, &sentinel_cli::published_bytes, out)?,
             Bench::Breaker => breaker(&binary, &dist, out)?,
+            Bench::Scale => scale::simulated(&Workspace::find()?, out)?,
         };
     }
     Ok(exit_code(holds))

@@ -6,7 +6,9 @@ use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::{Run, THRESHOLDS, WORKERS};
+use sentinel_sim::steady::Steady;
+
+use super::{Run, THRESHOLDS};
 
 /// Colours of a page.
 struct Theme {
@@ -52,13 +54,18 @@ const THEMES: [Theme; 2] = [
 const SIZE: (u32, u32) = (960, 420);
 const FONT: &str = "sans-serif";
 
+/// The ends of the axis of workers: a little outside of 1 and 64.
+const LEFT: f64 = 0.9;
+const RIGHT: f64 = 71.0;
+
 /// Each theme's name, and its picture.
 pub(super) fn charts(runs: &[Run]) -> Result<Vec<(&'static str, String)>> {
     THEMES
         .iter()
         .map(|theme| {
             let mut svg = String::new();
-            draw(theme, runs, &mut svg).map_err(|error| anyhow!("cannot draw the chart: {error}"))?;
+            draw(theme, runs, &mut svg)
+                .map_err(|error| anyhow!("cannot draw the chart: {error}"))?;
             Ok((theme.name, svg))
         })
         .collect()
@@ -81,10 +88,10 @@ fn draw(theme: &Theme, runs: &[Run], svg: &mut String) -> Drawn {
 fn accuracy(theme: &Theme, runs: &[Run], area: &Area<'_>) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
-        .caption("admitted in the least window, % of the threshold", (FONT, 15, &theme.ink))
+        .caption("least admitted in a window, % of the threshold", (FONT, 15, &theme.ink))
         .x_label_area_size(44)
         .y_label_area_size(60)
-        .build_cartesian_2d(workers_axis(), 98.9..100.1)?;
+        .build_cartesian_2d((LEFT..RIGHT).log_scale().base(2.0), 98.8..100.2)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -99,14 +106,14 @@ fn accuracy(theme: &Theme, runs: &[Run], area: &Area<'_>) -> Drawn {
         .draw()?;
     // What is promised.
     for bound in [99.0, 100.0] {
-        let line = [(axis(1), bound), (axis(64), bound)];
+        let line = [(LEFT, bound), (RIGHT, bound)];
         chart.draw_series(LineSeries::new(line, theme.ink.stroke_width(1)))?;
     }
     for (threshold, colour) in THRESHOLDS.into_iter().zip(theme.lines) {
         let points: Vec<_> = of(runs, threshold)
             .map(|(plan, outcome)| {
                 let least = outcome.windows.iter().min().copied().unwrap_or_default();
-                (axis(plan.workers), percent(least, threshold))
+                (workers_of(plan), percent(least, threshold))
             })
             .collect();
         chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
@@ -123,7 +130,7 @@ fn claims(theme: &Theme, runs: &[Run], area: &Area<'_>) -> Drawn {
         .caption("claims for each admitted request", (FONT, 15, &theme.ink))
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(workers_axis(), (0.000_01..3.0).log_scale())?;
+        .build_cartesian_2d((LEFT..RIGHT).log_scale().base(2.0), (0.000_01..3.0).log_scale())?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -137,15 +144,16 @@ fn claims(theme: &Theme, runs: &[Run], area: &Area<'_>) -> Drawn {
         .draw()?;
     for (threshold, colour) in THRESHOLDS.into_iter().zip(theme.lines) {
         let points: Vec<_> = of(runs, threshold)
-            .map(|(plan, outcome)| (axis(plan.workers), outcome.per_request(outcome.claims)))
+            .map(|(plan, outcome)| (workers_of(plan), outcome.per_request(outcome.claims)))
             .collect();
         chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
-        if let Some(last) = points.last() {
-            // Beside its line rather than in a box of its own: nothing to match by colour.
-            let name = format!("{}/s", thousands(threshold));
-            let beside = EmptyElement::at(*last) + Text::new(name, (8, -7), (FONT, 13, &colour));
-            area.draw(&beside.into_dyn())?;
-        }
+        // Beside its line rather than in a box of its own: nothing to match by colour.
+        let name = format!("{} a second", thousands(threshold));
+        let label = |at| {
+            EmptyElement::at(at)
+                + Text::new(name.clone(), (9, -6), (FONT, 13).into_font().color(&colour))
+        };
+        chart.draw_series(points.last().copied().map(label))?;
         chart.draw_series(points.into_iter().map(|at| Circle::new(at, 3, colour.filled())))?;
     }
     Ok(())
@@ -153,4 +161,24 @@ fn claims(theme: &Theme, runs: &[Run], area: &Area<'_>) -> Drawn {
 
 fn of(runs: &[Run], threshold: u32) -> impl Iterator<Item = &Run> {
     runs.iter().filter(move |(plan, _)| plan.threshold == threshold)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "workers are few")]
+fn workers_of(plan: &Steady) -> f64 {
+    plan.workers as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "admitted in a second")]
+fn percent(admitted: u64, threshold: u32) -> f64 {
+    admitted as f64 * 100.0 / f64::from(threshold)
+}
+
+fn thousands(number: u32) -> String {
+    match number {
+        number if number >= 1_000_000 => {
+            format!("{},{:03},{:03}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
+        }
+        number if number >= 1_000 => format!("{},{:03}", number / 1_000, number % 1_000),
+        number => number.to_string(),
+    }
 }

@@ -32,8 +32,10 @@ type Run = (Steady, Outcome);
 /// # Errors
 /// If a chart cannot be written.
 pub(crate) fn simulated(workspace: &Workspace, out: &mut dyn Write) -> Result<bool> {
-    let plans: Vec<_> =
-        THRESHOLDS.iter().flat_map(|threshold| WORKERS.map(|workers| plan(workers, *threshold))).collect();
+    let plans: Vec<_> = THRESHOLDS
+        .iter()
+        .flat_map(|threshold| WORKERS.map(|workers| plan(workers, *threshold)))
+        .collect();
     writeln!(
         out,
         "limits under a steady load on simulated workers, {} runs of the engine that ships; about half a minute",
@@ -58,7 +60,11 @@ pub(crate) fn simulated(workspace: &Workspace, out: &mut dyn Write) -> Result<bo
             small(plan.claims_most())
         ))
     )?;
-    writeln!(out, "of them came second and were done again, for each admitted request\n{}", count(|outcome| outcome.mismatches))?;
+    writeln!(
+        out,
+        "of them came second and were done again, for each admitted request\n{}",
+        count(|outcome| outcome.mismatches)
+    )?;
     writeln!(
         out,
         "calls of shared data for each admitted request, in all: claims, tokens that go back, heartbeats, the service\n{}",
@@ -132,7 +138,9 @@ fn faults(runs: &[Run]) -> Vec<String> {
             .filter(|(other, _)| other.workers == *workers && other.threshold < *threshold)
             .map(|(_, outcome)| outcome.per_request(outcome.claims));
         if smaller.fold(f64::INFINITY, f64::min) <= claims {
-            faults.push(format!("{what}: no fewer claims for each request than at a smaller threshold"));
+            faults.push(format!(
+                "{what}: no fewer claims for each request than at a smaller threshold"
+            ));
         }
     }
     faults
