@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Bench::Messages => messages(&binary, &dist, out)?,
             Bench::Rules => rules(&binary, &dist, &sentinel_cli::published_bytes, out)?,
             Bench::Breaker => breaker(&binary, &dist, out)?,
-            Bench::Scale => scale::simulated(&Workspace::find()?, out)?,
+            Bench::Scale => scale::scale(&Workspace::find()?, &binary, &dist, out)?,
         };
     }
     Ok(exit_code(holds))

@@ -1,10 +1,12 @@
-//! The simulated part of `cargo xtask bench scale`: every number of workers with every threshold, and its chart.
+//! `cargo xtask bench scale`: what grows with workers and thresholds.
 //!
-//! It follows from a seed alone, so that the chart in the repository changes only when the engine does.
+//! Every number of workers with every threshold is simulated, which follows from a seed alone, so that the chart in the
+//! repository changes only when the engine does. The rest is measured on the real Envoy.
 
 mod chart;
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -12,8 +14,11 @@ use std::thread;
 use anyhow::{Context as _, Result, bail};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
+use sentinel_integration::scale;
 use sentinel_sim::steady::{Outcome, Steady};
 
+use crate::module_file;
+use crate::modules::{self, Flavour};
 use crate::workspace::Workspace;
 
 const WORKERS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
@@ -27,11 +32,53 @@ const REQUESTS_MOST: u32 = 400_000;
 /// A plan and what came of it.
 type Run = (Steady, Outcome);
 
+/// Runs everything. True when all goals are met.
+///
+/// # Errors
+/// If something cannot be set up, measured or written.
+pub(crate) fn scale(
+    workspace: &Workspace,
+    binary: &Path,
+    dist: &Path,
+    out: &mut dyn Write,
+) -> Result<bool> {
+    let crowd = modules::build(workspace, Flavour::Crowd)?.folder.join("sentinel_crowd.wasm");
+    let mut holds = simulated(workspace, out)?;
+    holds &= sizes(dist, out)?;
+    holds &= scale::service(binary, dist, &crowd, out)?;
+    holds &= scale::at_rest(binary, dist, out)?;
+    Ok(holds)
+}
+
+/// How large the modules are.
+fn sizes(dist: &Path, out: &mut dyn Write) -> Result<bool> {
+    let mut table = table();
+    table.set_header(["module", "bytes that Envoy compiles", "of the file", "goal"]);
+    let mut holds = true;
+    for (name, most) in modules::shipped_sizes() {
+        let file = dist.join(format!("{name}.wasm"));
+        let module =
+            std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let compiled = module_file::compiled_bytes(&module);
+        holds &= compiled < most;
+        let goal = format!("below {most}: {}", if compiled < most { "met" } else { "NOT MET" });
+        table.add_row([name.to_owned(), compiled.to_string(), module.len().to_string(), goal]);
+    }
+    writeln!(out, "{table}")?;
+    Ok(holds)
+}
+
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table
+}
+
 /// Runs all, prints the tables and writes the charts. True when each limit was exact and its claims fell with the threshold.
 ///
 /// # Errors
 /// If a chart cannot be written.
-pub(crate) fn simulated(workspace: &Workspace, out: &mut dyn Write) -> Result<bool> {
+fn simulated(workspace: &Workspace, out: &mut dyn Write) -> Result<bool> {
     let plans: Vec<_> = THRESHOLDS
         .iter()
         .flat_map(|threshold| WORKERS.map(|workers| plan(workers, *threshold)))
@@ -148,8 +195,7 @@ fn faults(runs: &[Run]) -> Vec<String> {
 
 /// One line for each threshold, one column for each number of workers.
 fn matrix(runs: &[Run], cell: impl Fn(&Run) -> String) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
+    let mut table = table();
     let workers = WORKERS.map(|workers| match workers {
         1 => "1 worker".to_owned(),
         workers => workers.to_string(),
