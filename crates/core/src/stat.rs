@@ -65,16 +65,23 @@ impl<B: Tally> LeapArray<B> {
 
     /// Adds to the slice of `now`. Counts of a slice that the ring has left are dropped.
     pub fn add(&mut self, now: Nanos, counts: &B) {
+        if let Some(bucket) = self.bucket_of(now) {
+            bucket.add(counts);
+        }
+    }
+
+    /// The counts of the slice of `now`, to be added to. `None`: the ring has left that slice.
+    pub fn bucket_of(&mut self, now: Nanos) -> Option<&mut B> {
         let slice = self.slice_at(now);
         let index = self.index_of(slice);
-        let Some((stamp, bucket)) = self.buckets.get_mut(index) else { return };
+        let (stamp, bucket) = self.buckets.get_mut(index)?;
         if *stamp != slice {
             if stamp.get() != u64::MAX && *stamp > slice {
-                return;
+                return None;
             }
             (*stamp, *bucket) = (slice, B::default());
         }
-        bucket.add(counts);
+        Some(bucket)
     }
 
     /// The sum of the last `slices` slices, the current one included.
@@ -147,6 +154,13 @@ impl Tally for MetricBucket {
 }
 
 impl RtHistogram {
+    /// Adds so many response times of a class; of a class that there is not, none.
+    pub fn add_class(&mut self, class: u8, count: u64) {
+        if let Some(sum) = self.0.get_mut(usize::from(class)) {
+            *sum = sum.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        }
+    }
+
     /// The response time that `percent` of the requests did not exceed, in milliseconds: the upper end of
     /// the class it falls in; 0 if nothing was counted.
     pub fn quantile_ms(&self, percent: u32) -> u64 {
