@@ -118,7 +118,7 @@ fn simulated(workspace: &Workspace, out: &mut dyn Write) -> Result<bool> {
         count(Outcome::calls)
     )?;
     for (theme, svg) in chart::charts(&runs)? {
-        let file = workspace.path(&format!("{CHARTS}/scale-{theme}.svg"));
+        let file = workspace.path(format!("{CHARTS}/scale-{theme}.svg"));
         std::fs::write(&file, svg).with_context(|| format!("cannot write {}", file.display()))?;
         writeln!(out, "written: {CHARTS}/scale-{theme}.svg")?;
     }
