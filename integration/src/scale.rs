@@ -145,7 +145,10 @@ impl Crowded {
 ///
 /// As [`service`].
 pub fn at_rest(binary: &Path, dist: &Path, out: &mut dyn Write) -> Result<bool> {
-    writeln!(out, "Envoys with 1 to 16 workers, with Sentinel and without, at rest; about two minutes")?;
+    writeln!(
+        out,
+        "Envoys with 1 to 16 workers, with Sentinel and without, at rest; about two minutes"
+    )?;
     out.flush()?;
     let mut table = table([
         "workers",
