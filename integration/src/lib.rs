@@ -6,7 +6,7 @@
 //!
 //! In the order of a run: [`bootstrap`] makes Envoy's configuration out of `envoy/envoy.yaml`, [`envoy`] starts
 //! it, [`upstream`] stands behind it, [`rule_server`] and [`xds`] change what it goes by, and [`load`], [`client`] and [`hanging`] stand in front,
-//! [`windows`] and [`pacing`] judge. [`demo`], [`up`], [`accuracy`], [`cost`], [`message_cost`], [`reaction`] and [`rules_bench`], [`throughput`] are what commands do.
+//! [`windows`] and [`pacing`] judge. [`demo`], [`up`], [`accuracy`], [`cost`], [`message_cost`], [`reaction`], [`rules_bench`], [`scale`] and [`throughput`] are what commands do.
 
 pub mod accuracy;
 pub mod bootstrap;
@@ -28,6 +28,7 @@ mod rounds;
 pub mod rule_server;
 pub mod rules;
 pub mod rules_bench;
+pub mod scale;
 pub mod soak;
 pub mod stats;
 pub mod tcp;

@@ -70,7 +70,7 @@ impl<B: Tally> LeapArray<B> {
         }
     }
 
-    /// The bucket in which what happens `now` counts; `None` if the ring has left that slice.
+    /// The counts of the slice of `now`, to be added to. `None`: the ring has left that slice.
     pub fn bucket_of(&mut self, now: Nanos) -> Option<&mut B> {
         let slice = self.slice_at(now);
         let index = self.index_of(slice);
@@ -154,10 +154,10 @@ impl Tally for MetricBucket {
 }
 
 impl RtHistogram {
-    /// Counts so many response times of a class; one that there is not is left out.
-    pub fn count(&mut self, class: usize, times: u32) {
-        if let Some(sum) = self.0.get_mut(class) {
-            *sum = sum.saturating_add(times);
+    /// Adds so many response times of a class; of a class that there is not, none.
+    pub fn add_class(&mut self, class: u8, count: u64) {
+        if let Some(sum) = self.0.get_mut(usize::from(class)) {
+            *sum = sum.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         }
     }
 

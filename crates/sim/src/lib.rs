@@ -15,6 +15,7 @@ pub mod scenario;
 pub mod shared_data;
 pub mod shared_queue;
 pub mod stats;
+pub mod steady;
 
 mod checker;
 mod run;

@@ -42,7 +42,7 @@ const FUZZ: &str = "envoy-sentinel-fuzz";
 const CLI: &str = "envoy-sentinel-cli";
 const INTEGRATION: &str = "envoy-sentinel-integration";
 
-const LAYERS: [Layer; 11] = [
+const LAYERS: [Layer; 12] = [
     Layer { name: CORE, on: &[], in_envoy: false, pure: true },
     Layer { name: WIRE, on: &[CORE], in_envoy: false, pure: true },
     Layer { name: ENGINE, on: &[CORE, WIRE], in_envoy: false, pure: false },
@@ -54,6 +54,7 @@ const LAYERS: [Layer; 11] = [
         in_envoy: true,
         pure: false,
     },
+    Layer { name: "sentinel-crowd", on: &[CORE, WIRE, ENGINE, HOST], in_envoy: true, pure: false },
     Layer { name: SIM, on: &[CORE, WIRE, ENGINE], in_envoy: false, pure: false },
     Layer { name: FUZZ, on: &[CORE, WIRE, ENGINE], in_envoy: false, pure: false },
     Layer { name: CLI, on: &[CORE, WIRE, ENGINE, SIM], in_envoy: false, pure: false },

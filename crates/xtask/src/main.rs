@@ -17,6 +17,7 @@ mod modules;
 mod mutants;
 mod process;
 mod say;
+mod scale;
 mod sha256;
 mod test_run;
 mod wasm_toolchain;

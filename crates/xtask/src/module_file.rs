@@ -181,7 +181,7 @@ impl Outline {
 }
 
 /// What Envoy compiles: it takes the custom sections out before.
-fn compiled_bytes(bytes: &[u8]) -> u64 {
+pub(crate) fn compiled_bytes(bytes: &[u8]) -> u64 {
     let payloads = Parser::new(0).parse_all(bytes).filter_map(Result::ok);
     payloads
         .filter(|payload| !matches!(payload, Payload::CustomSection(_)))

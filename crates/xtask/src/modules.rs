@@ -20,6 +20,8 @@ pub(crate) enum Flavour {
     Shipping,
     /// With the feature `faults`, by which a test makes them trap; under cargo's target folder.
     Faults,
+    /// The workers that `cargo xtask bench scale` puts in the filter's place; under cargo's target folder.
+    Crowd,
 }
 
 /// Where the modules stand after a build.
@@ -38,12 +40,14 @@ pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<Dist> {
     let folder = match flavour {
         Flavour::Shipping => workspace.path("dist"),
         Flavour::Faults => workspace.target.join("faults"),
+        Flavour::Crowd => workspace.target.join("crowd"),
     };
     let step = say::Step::begin(format_args!(
         "Modules: {} (the first time a minute or two)",
         match flavour {
             Flavour::Shipping => "compiling what Envoy loads",
             Flavour::Faults => "compiling them with faults that tests can set off",
+            Flavour::Crowd => "compiling a crowd of workers for the bench",
         }
     ));
     let compiled = compile(workspace, toolchain, flavour)?;
@@ -143,7 +147,7 @@ impl Module {
     fn profile(&self, flavour: Flavour) -> &'static str {
         match (flavour, self.feature) {
             (Flavour::Faults, _) => "faults",
-            (Flavour::Shipping, None) => "release",
+            (Flavour::Shipping, None) | (Flavour::Crowd, _) => "release",
             (Flavour::Shipping, Some(feature)) => feature,
         }
     }
@@ -151,13 +155,23 @@ impl Module {
 
 /// What a flavour consists of.
 fn modules(flavour: Flavour) -> impl Iterator<Item = &'static Module> {
-    MODULES.iter().filter(move |module| flavour == Flavour::Shipping || module.feature.is_none())
+    let modules: &[Module] = if flavour == Flavour::Crowd { &[CROWD] } else { &MODULES };
+    modules.iter().filter(move |module| flavour == Flavour::Shipping || module.feature.is_none())
 }
 
-/// The names of the modules that ship, without ending.
-pub(crate) fn shipping() -> impl Iterator<Item = &'static str> {
-    modules(Flavour::Shipping).map(|module| module.name)
+/// The name of each module that ships, and the most bytes that it may have.
+pub(crate) fn shipped_sizes() -> impl Iterator<Item = (&'static str, u64)> {
+    MODULES.iter().map(|module| (module.name, module.most_bytes))
 }
+
+const CROWD: Module = Module {
+    package: "sentinel-crowd",
+    name: "sentinel_crowd",
+    feature: None,
+    exports: FILTER_EXPORTS,
+    more_exports: &[],
+    most_bytes: module_file::BYTES_MAX,
+};
 
 const MODULES: [Module; 3] = [
     Module {

@@ -298,7 +298,8 @@ fn has_component(subcommand: &str, component: &str) -> Result<()> {
 }
 
 /// These compile for wasm alone.
-const ONLY_IN_ENVOY: [&str; 3] = ["envoy-sentinel-host", "sentinel-filter", "sentinel-service"];
+const ONLY_IN_ENVOY: [&str; 4] =
+    ["envoy-sentinel-host", "sentinel-crowd", "sentinel-filter", "sentinel-service"];
 /// The tests that need modules and an Envoy.
 const REAL_ENVOY: &str = "real_envoy";
 

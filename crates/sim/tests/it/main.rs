@@ -12,4 +12,5 @@ mod failure;
 mod many_rules;
 mod messages;
 mod scenarios;
+mod steady;
 mod swarm;

@@ -15,6 +15,7 @@ use sentinel_integration::throughput::throughput;
 
 use super::{Tally, exit_code, instructions};
 use crate::modules::{self, Flavour};
+use crate::scale;
 use crate::workspace::Workspace;
 use crate::{apt, envoy, process};
 
@@ -52,6 +53,9 @@ pub(crate) enum Bench {
     Instructions,
     /// How long after the answer that trips a circuit breaker the last worker still lets a request through.
     Breaker,
+    /// What grows with workers and thresholds: claims and accuracy (simulated, up to 64 workers), the service's CPU time for
+    /// 64 workers, an idle worker, memory, start-up.
+    Scale,
 }
 
 /// # Errors
@@ -86,6 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Bench::Rules => rules(&binary, &dist, &sentinel_cli::published_bytes, out)?,
             Bench::Instructions => instructions::run(&workspace, false, None)?.failed == 0,
             Bench::Breaker => breaker(&binary, &dist, out)?,
+            Bench::Scale => scale::scale(&workspace, &binary, &dist, out)?,
         };
     }
     Ok(exit_code(holds))

@@ -19,7 +19,7 @@ pub(crate) fn run(workspace: &Workspace, is_written: bool, profile: Option<&str>
     let dist = modules::build(workspace, Flavour::Shipping)?.folder;
     let folder = workspace.target.join("counted");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    for name in modules::shipping() {
+    for (name, _) in modules::shipped_sizes() {
         let file = dist.join(format!("{name}.wasm"));
         let module = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let counted = counted(&module, profile.is_some())
