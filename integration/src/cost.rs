@@ -314,6 +314,8 @@ struct Measured {
     variant: &'static Variant,
     envoy: Envoy,
     rounds: Vec<Duration>,
+    /// What the worker's thread had of it.
+    on_worker: Vec<Duration>,
 }
 
 impl Measured {
@@ -328,16 +330,17 @@ impl Measured {
             Variant::answer_directly(root)?;
             variant.put_filter(root, modules, yardsticks)
         })?;
-        Ok(Self { variant, envoy, rounds: Vec::new() })
+        Ok(Self { variant, envoy, rounds: Vec::new(), on_worker: Vec::new() })
     }
 
     /// Measures one round, after some requests that are not counted: they bring this process back into the
     /// machine's caches, use up the native bucket that is to be empty, and let a lease grow to its steady size.
     fn round(&mut self) -> Result<()> {
         self.load(Until::Sent(u64::from(WARM_UP)))?;
-        let before = self.envoy.cpu_time()?;
+        let (before, worker_before) = self.cpu_times()?;
         let report = self.load(Until::Sent(u64::from(REQUESTS)))?;
-        let used = self.envoy.cpu_time()?.saturating_sub(before);
+        let (after, worker_after) = self.cpu_times()?;
+        let used = after.saturating_sub(before);
         judge(self.variant, &report, &self.envoy)?;
         if used.is_zero() {
             bail!(
@@ -345,7 +348,15 @@ impl Measured {
             );
         }
         self.rounds.push(used / REQUESTS);
+        self.on_worker.push(worker_after.saturating_sub(worker_before) / REQUESTS);
         Ok(())
+    }
+
+    /// Of the whole process, and of its one worker.
+    fn cpu_times(&self) -> Result<(Duration, Duration)> {
+        let threads = self.envoy.threads()?;
+        let workers = threads.iter().filter(|thread| thread.name.starts_with("wrk:"));
+        Ok((threads.iter().map(|thread| thread.ran).sum(), workers.map(|thread| thread.ran).sum()))
     }
 
     fn load(&self, until: Until) -> Result<Report> {
@@ -509,12 +520,13 @@ fn table(measured: &[Measured]) -> Result<Table> {
         "lower quartile",
         "median",
         "added, lower quartile",
-        "added, median",
+        "of it on the worker",
         "ratio",
     ]);
     let base = measured.first().context("there is nothing to compare with")?;
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
-    let (base_quartile, base_median) = (micros(base.percentile(25)?), micros(base.percentile(50)?));
+    let base_quartile = micros(base.percentile(25)?);
+    let on_worker = |one: &Measured| percentile(&one.on_worker, 25).map_or(0.0, micros);
     for one in measured {
         let (quartile, median) = (micros(one.percentile(25)?), micros(one.percentile(50)?));
         table.add_row([
@@ -523,7 +535,7 @@ fn table(measured: &[Measured]) -> Result<Table> {
             format!("{quartile:.1} µs"),
             format!("{median:.1} µs"),
             format!("{:+.1} µs", quartile - base_quartile),
-            format!("{:+.1} µs", median - base_median),
+            format!("{:+.1} µs", on_worker(one) - on_worker(base)),
             format!("{:.2}", quartile / base_quartile),
         ]);
     }
