@@ -171,7 +171,7 @@ impl Variant {
                 )),
                 ..Sentinel::with_rules(dist, &[])?
             }),
-            _ => None,
+            Filter::None | Filter::Native { .. } | Filter::TwoCallbacks | Filter::Stock => None,
         };
         Ok(Bootstrap {
             port: 0,

@@ -90,6 +90,18 @@ impl WasmToolchain {
         Ok(command)
     }
 
+    /// What the compiler says it is.
+    ///
+    /// # Errors
+    /// If it says nothing.
+    pub(crate) fn compiler(self) -> Result<String> {
+        let rustc = match self {
+            Self::Rustup => rustc(),
+            Self::Debian => PathBuf::from(DEBIAN_RUSTC),
+        };
+        process::captured(process::command(rustc, ["--version"]), QUERY)
+    }
+
     /// Flags that give every machine's paths the same names, so that the modules tell nobody where they were built.
     fn remaps(self, workspace: &Workspace) -> Result<Vec<String>> {
         let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
