@@ -169,10 +169,10 @@ impl Nodes {
     /// Counts an admitted request, and once more for whatever is inbound where somebody asks for that.
     pub(crate) fn pass(&mut self, index: u32, batch: u64, inbound: Option<u32>) {
         for index in [Some(index), inbound].into_iter().flatten() {
-            self.change(index, &mut |node| {
+            if let Some(node) = self.changed(index) {
                 node.totals.pass = node.totals.pass.saturating_add(batch);
                 node.in_flight = node.in_flight.saturating_add(1);
-            });
+            }
         }
         self.proxy_totals.pass = self.proxy_totals.pass.saturating_add(batch);
     }
@@ -180,9 +180,9 @@ impl Nodes {
     /// Counts a refused request, and once more for whatever is inbound where somebody asks for that.
     pub(crate) fn block(&mut self, index: u32, batch: u64, inbound: Option<u32>) {
         for index in [Some(index), inbound].into_iter().flatten() {
-            self.change(index, &mut |node| {
+            if let Some(node) = self.changed(index) {
                 node.totals.block = node.totals.block.saturating_add(batch);
-            });
+            }
         }
         self.proxy_totals.block = self.proxy_totals.block.saturating_add(batch);
     }
@@ -203,27 +203,26 @@ impl Nodes {
         inbound: Option<u32>,
     ) {
         let errors = if error { batch } else { 0 };
-        let ended =
-            MetricBucket { complete: batch, error: errors, rt_ms, ..MetricBucket::default() };
+        let count = |totals: &mut MetricBucket| {
+            totals.complete = totals.complete.saturating_add(batch);
+            totals.error = totals.error.saturating_add(errors);
+            totals.rt_ms = totals.rt_ms.saturating_add(rt_ms);
+        };
+        count(&mut self.proxy_totals);
         let mut own_histogram = None;
-        for index in [Some(index), inbound].into_iter().flatten() {
-            self.change(index, &mut |node| {
-                node.totals.add(&ended);
-                node.in_flight = node.in_flight.saturating_sub(1);
-                node.rt_min = node.rt_min.max(MetricBucket::rt_min_of(rt_ms));
-                node.count_time(rt_ms);
-            });
+        for of in [Some(index), inbound].into_iter().flatten() {
+            let Some(node) = self.changed(of) else { continue };
+            count(&mut node.totals);
+            node.in_flight = node.in_flight.saturating_sub(1);
+            node.rt_min = node.rt_min.max(MetricBucket::rt_min_of(rt_ms));
+            node.count_time(rt_ms);
+            if of == index && node.has_series {
+                let Node { name, series, .. } = node;
+                own_histogram = series
+                    .rt
+                    .id(meter, MetricKind::Histogram, |text| of_resource(name, "rt_ms", text));
+            }
         }
-        if let Some(node) = self.node_mut(index)
-            && node.has_series
-        {
-            let name = &node.name;
-            own_histogram = node
-                .series
-                .rt
-                .id(meter, MetricKind::Histogram, |text| of_resource(name, "rt_ms", text));
-        }
-        self.proxy_totals.add(&ended);
         let histogram = own_histogram.or_else(|| {
             let other = self.nodes.first_mut()?;
             other
@@ -394,12 +393,9 @@ impl Nodes {
         });
     }
 
-    fn change(&mut self, index: u32, change: &mut dyn FnMut(&mut Node)) {
-        let Some(node) = usize::try_from(index).ok().and_then(|index| self.nodes.get_mut(index))
-        else {
-            return;
-        };
-        change(node);
+    /// A node that is about to change: Envoy and the service are to be told.
+    fn changed(&mut self, index: u32) -> Option<&mut Node> {
+        let node = self.nodes.get_mut(usize::try_from(index).ok()?)?;
         node.sent_in = 0;
         if node.reported {
             node.reported = false;
@@ -409,6 +405,7 @@ impl Nodes {
             node.listed = true;
             self.unacknowledged.push(index);
         }
+        Some(node)
     }
 
     fn insert(&mut self, node: Node) -> u32 {

@@ -16,8 +16,8 @@ use sentinel_core::{
     param::MatchStrategy,
     pattern::Pattern,
     rule::{
-        BreakerStrategy, CircuitBreakerRule, Control, HotspotMetric, HotspotRule, Keeps, Overflow,
-        Rule, SystemMetric, TokenCalculate,
+        BreakerStrategy, CircuitBreakerRule, Control, HotspotMetric, HotspotRule, Keeps, LimitApp,
+        OnServiceLoss, Overflow, Rule, SystemMetric, TokenCalculate,
     },
     time::{Nanos, Span},
     window::{BucketId, WindowShape},
@@ -58,6 +58,8 @@ pub(crate) struct RuleState {
     pub(crate) refused_at: Option<Cas>,
     /// The tick in which somebody has looked whether there is anything left, and there was.
     pub(crate) peeked: u64,
+    /// Whether it counts each request, whatever that carries: nothing has to be asked of one.
+    pub(crate) is_plain: bool,
     /// Whether the rule is on the list of those that a tick looks at.
     pub(crate) active: bool,
     /// Whether the rule is on the list of those whose permits this worker holds.
@@ -192,6 +194,7 @@ impl RuleState {
             threshold: threshold_of(&entry.rule, None),
         };
         Self {
+            is_plain: entry.sets == 0 && is_plain(&entry.rule, &terms),
             place: Place { slot: entry.slot, sets: entry.sets, overflow },
             stamp,
             terms,
@@ -284,8 +287,9 @@ impl RuleState {
     /// How much of a batch the rule looks at. Of the rules for requests in flight, in Sentinel only isolation asks
     /// whether there is room for all of it.
     pub(crate) fn counted(&self, batch: u64) -> u64 {
-        let is_whole = self.keeps() != Keeps::Permits || matches!(&*self.rule, Rule::Isolation(_));
-        if is_whole { batch } else { 1 }
+        let is_whole =
+            || self.keeps() != Keeps::Permits || matches!(&*self.rule, Rule::Isolation(_));
+        if batch == 1 || is_whole() { batch } else { 1 }
     }
 
     /// Whether the rule comes before `other` in the order of checks.
@@ -395,6 +399,16 @@ impl Terms {
             _ => false,
         }
     }
+}
+
+/// Whether a rule with one ledger has nothing to ask of a request.
+fn is_plain(rule: &Rule, terms: &Terms) -> bool {
+    let counts_all = match rule {
+        Rule::Flow(flow) => flow.limit_app == LimitApp::Default && !matches!(terms, Terms::Nothing),
+        Rule::Isolation(_) | Rule::CircuitBreaker(_) => true,
+        Rule::Authority(_) | Rule::System(_) | Rule::Gateway(_) | Rule::Hotspot(_) => false,
+    };
+    counts_all && (!rule.needs_service() || rule.common().on_service_loss == OnServiceLoss::Keep)
 }
 
 impl Hold {

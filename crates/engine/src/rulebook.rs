@@ -52,6 +52,9 @@ pub(crate) struct RuleBook {
     /// Rules that the service decides something for.
     pub(crate) decided: Vec<u32>,
     by_name: HashTable<u32>,
+    /// Places in [`RuleBook::resources`] by [`digest`] of their names: those that were asked for last, so that their names
+    /// need no keyed hash. Empty before the first.
+    recent: Vec<u32>,
     by_generation: HashTable<u32>,
     /// Rules that apply to whatever is inbound.
     pub(crate) everywhere: Vec<u32>,
@@ -102,6 +105,12 @@ pub(crate) struct Applying {
     pub(crate) needs_status: bool,
 }
 
+impl Resource {
+    fn applying(&self, rules: &Rc<[u32]>) -> Applying {
+        Applying { rules: Rc::clone(rules), node: self.node, needs_status: self.needs_status }
+    }
+}
+
 #[derive(Debug)]
 struct Matched {
     hash: u64,
@@ -127,11 +136,27 @@ pub(crate) const NEW_NODE: u32 = u32::MAX;
 
 impl RuleBook {
     /// The rules and counters of a resource.
-    pub(crate) fn applying(&mut self, hash: u64, name: &[u8]) -> Applying {
-        if let Some(place) = self.place_of(hash, name) {
-            return self.applying_at(place);
+    pub(crate) fn applying(&mut self, clock: &Clock, name: &[u8]) -> Applying {
+        let digest = digest(name);
+        let recent = self.recent.get(digest).and_then(|place| usize::try_from(*place).ok());
+        let is_it = |resource: &Resource| is_same(resource.name.as_bytes(), name);
+        if let Some(place) = recent
+            && let Some(resource) = self.resources.get(place).filter(|recent| is_it(recent))
+            && let Some(rules) = &resource.rules
+        {
+            return resource.applying(rules);
         }
-        Applying { rules: self.matching(hash, name), node: 0, needs_status: false }
+        let hash = clock.hash(name);
+        let Some(place) = self.place_of(hash, name) else {
+            return Applying { rules: self.matching(hash, name), node: 0, needs_status: false };
+        };
+        if self.recent.is_empty() {
+            self.recent.resize(RECENT, u32::MAX);
+        }
+        if let (Some(recent), Ok(place)) = (self.recent.get_mut(digest), u32::try_from(place)) {
+            *recent = place;
+        }
+        self.applying_at(place)
     }
 
     /// The resource of this name, if it has rules or series of its own.
@@ -192,11 +217,10 @@ impl RuleBook {
             }
             rules
         });
-        let (node, needs_status) = self
-            .resources
-            .get(place)
-            .map_or((0, false), |resource| (resource.node, resource.needs_status));
-        Applying { rules, node, needs_status }
+        match self.resources.get(place) {
+            Some(resource) => resource.applying(&rules),
+            None => Applying { rules, node: 0, needs_status: false },
+        }
     }
 
     /// The rules of a name that no rule writes out.
@@ -381,6 +405,23 @@ impl RuleBook {
         self.patterns.truncate(patterns);
         rules + resources + patterns > 0
     }
+}
+
+/// How many names can be found without a keyed hash. A client that makes them collide pays, and makes others pay, what all
+/// would without this.
+const RECENT: usize = 64;
+
+/// Below [`RECENT`], by a name's length and the bytes at its ends.
+fn digest(name: &[u8]) -> usize {
+    let ends = match (name.first_chunk(), name.last_chunk()) {
+        (Some(first), Some(last)) => {
+            u32::from_le_bytes(*first) ^ u32::from_le_bytes(*last).rotate_left(13)
+        }
+        _ => 0,
+    };
+    let length = u32::try_from(name.len()).unwrap_or(0);
+    let mixed = (ends ^ length).wrapping_mul(0x9e37_79b9);
+    usize::try_from(mixed >> (32 - RECENT.ilog2())).unwrap_or(0)
 }
 
 /// Spreads generations, which follow each other, over a hash table.

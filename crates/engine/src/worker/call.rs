@@ -165,8 +165,7 @@ impl Worker {
                     retry_after: None,
                 });
             }
-            let hash = self.clock.hash(call.resource);
-            let applying = self.book.applying(hash, call.resource);
+            let applying = self.book.applying(&self.clock, call.resource);
             (node, needs_status) = (applying.node, applying.needs_status);
             if applying.rules.is_empty() && self.book.groups.is_empty() {
                 break;
@@ -233,9 +232,7 @@ impl Worker {
         for held in held.drain(..) {
             self.release(host, now, held, rt_ms, outcome);
         }
-        if self.spare.len() < SPARE_MAX {
-            self.spare.push(held);
-        }
+        self.keep_spare(held);
         let is_urgent = self.count_for_breakers(host, (start, now), node, &probes, rt_ms, outcome);
         let error = needs_status && outcome.is_error();
         let inbound = self.inbound.filter(|_| inbound);
@@ -283,6 +280,10 @@ impl Worker {
         let mut claims = Claims::new(host, shared, values, tally, now, claimant);
         let admission = claims.admit(book, asks, batch);
         self.floor = self.floor.max(claims.floor);
+        if admission == Admission::Pass {
+            // `settle_asks` comes next, and does the rest.
+            return admission;
+        }
         for at in 0..self.asks.len() {
             if let Some(rule) = self.asks.get(at).map(|ask| ask.rule) {
                 self.look_at_in_tick(rule);
@@ -340,6 +341,9 @@ impl Worker {
         let rule = &*state.rule;
         if rule.common().unit != unit {
             return None;
+        }
+        if state.is_plain {
+            return Some(Ask::new(index, 0, None));
         }
         let refuses = || Ask { answer: Answer::Refuses, ..Ask::new(index, 0, None) };
         if !call.inbound && matches!(rule, Rule::System(_)) {
@@ -413,17 +417,23 @@ impl Worker {
     /// Spends what an admitted request has in hand. Gives what it holds until it ends, and the slots before which it
     /// must not go, by generation of their rules.
     pub(super) fn settle_asks(&mut self, batch: u64) -> (Vec<Held>, Vec<(u64, Nanos)>) {
-        let mut held = self.spare.pop().unwrap_or_default();
+        let mut held = Vec::new();
         let mut slots = Vec::new();
         let mut asks = core::mem::take(&mut self.asks);
-        for ask in asks.drain(..) {
+        for ask in &asks {
             let now = self.seen_at;
             let Some(state) = self.book.rule_mut(ask.rule) else { continue };
             if ask.answer == Answer::WouldBlock {
                 state.blocked = state.blocked.saturating_add(batch);
             }
             let generation = state.stamp.generation;
-            let mut hold = |what| held.push(Held { generation, what });
+            let spare = &mut self.spare;
+            let mut hold = |what| {
+                if held.capacity() == 0 {
+                    held = spare.pop().unwrap_or_default();
+                }
+                held.push(Held { generation, what });
+            };
             match ask.got {
                 Got::Nothing | Got::Tokens(_) | Got::Bucket(_) => {}
                 Got::Lease(_) => {
@@ -461,8 +471,16 @@ impl Worker {
             }
             self.look_at_in_tick(ask.rule);
         }
+        asks.clear();
         self.asks = asks;
         (held, slots)
+    }
+
+    /// Keeps an emptied list for the next request that holds anything.
+    pub(super) fn keep_spare(&mut self, held: Vec<Held>) {
+        if held.capacity() > 0 && self.spare.len() < SPARE_MAX {
+            self.spare.push(held);
+        }
     }
 
     /// Gives back what a request held until its end.
@@ -591,4 +609,4 @@ fn kept_most(state: &RuleState, claimant: &Claimant) -> u64 {
 }
 
 /// How many emptied lists of ended requests are kept.
-pub(super) const SPARE_MAX: usize = 64;
+const SPARE_MAX: usize = 64;

@@ -20,8 +20,7 @@ impl Worker {
         call: &Call<'_>,
         request: &mut dyn Request,
     ) -> Vec<(Rc<Rule>, bool)> {
-        let hash = self.clock.hash(call.resource);
-        let mut rules = self.book.applying(hash, call.resource).rules.to_vec();
+        let mut rules = self.book.applying(&self.clock, call.resource).rules.to_vec();
         let path = request.path();
         for group in self.book.groups.iter().filter(|group| group.holds(&path)) {
             rules.extend_from_slice(&group.rules);

@@ -14,7 +14,6 @@ use sentinel_core::{
 
 use super::{
     Blocked, Call, ROUNDS_MAX, Worker,
-    call::SPARE_MAX,
     waiting::{self, Waiting},
 };
 use crate::{
@@ -70,8 +69,7 @@ const RESET: usize = 2;
 impl Worker {
     /// Asks of a request whatever rules of messages will want to know of its stream: later it cannot be asked any more.
     pub fn foresee_messages(&mut self, call: &Call<'_>, request: &mut dyn Request) {
-        let hash = self.clock.hash(call.resource);
-        let applying = self.book.applying(hash, call.resource);
+        let applying = self.book.applying(&self.clock, call.resource);
         self.ask_rules(&applying, Unit::Message, call, request);
         self.asks.clear();
     }
@@ -92,8 +90,7 @@ impl Worker {
         let mut rounds = 0;
         while left > 0 {
             rounds += 1;
-            let hash = self.clock.hash(call.resource);
-            let applying = self.book.applying(hash, call.resource);
+            let applying = self.book.applying(&self.clock, call.resource);
             self.ask_rules(&applying, Unit::Message, call, request);
             if self.asks.is_empty() {
                 break;
@@ -105,9 +102,7 @@ impl Worker {
                 Admission::Pass => {
                     let (held, new) = self.settle_asks(batch);
                     // Rules that keep something until the end count no messages.
-                    if self.spare.len() < SPARE_MAX {
-                        self.spare.push(held);
-                    }
+                    self.keep_spare(held);
                     if waiting::last(&new) >= waiting::last(&slots) {
                         slots = new;
                     }
