@@ -119,10 +119,12 @@ pub fn path_without_query(path: &[u8]) -> &[u8] {
 /// Whether two names are the same. Like everything here that looks at each byte of a name it takes eight at a time: one by one
 /// they are some twenty instructions each, and `==` is no better in a module.
 pub fn is_same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
     let ((words, rest), (other_words, other_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut pairs = words.iter().zip(other_words);
-    a.len() == b.len()
-        && pairs.all(|(a, b)| u64::from_le_bytes(*a) == u64::from_le_bytes(*b))
+    pairs.all(|(a, b)| u64::from_le_bytes(*a) == u64::from_le_bytes(*b))
         && rest.iter().zip(other_rest).all(|(a, b)| a == b)
 }
 

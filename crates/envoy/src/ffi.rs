@@ -1,15 +1,21 @@
 //! The host calls of proxy-wasm ABI 0.2.1 that we make, and the only unsafe code of the project.
 //!
 //! Each function turns pointers and a status into a value, once and here. What Envoy returns as bytes it
-//! has put into memory that it got from this module's own allocator (`malloc`, below), as a block of exactly the
-//! returned length: it becomes a `Vec` without a copy.
+//! has put into memory that it got from this module (`malloc`, below), as a block of exactly the returned length:
+//! [`Bytes`] owns it, without a copy.
 
 #![expect(
     unsafe_code,
     reason = "host calls pass pointers; this module is where they become values"
 )]
 
-use core::ptr::null_mut;
+use core::{
+    cell::{Cell, UnsafeCell},
+    fmt,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::null_mut,
+};
 
 use sentinel_engine::host::HostError;
 
@@ -65,6 +71,7 @@ unsafe extern "C" {
         value: *mut *mut u8,
         size: *mut usize,
     ) -> Status;
+    fn proxy_get_header_map_pairs(map: u32, value: *mut *mut u8, size: *mut usize) -> Status;
     fn proxy_get_property(
         path: *const u8,
         path_size: usize,
@@ -151,7 +158,7 @@ pub(crate) fn load(key: &str, value: &mut Vec<u8>) -> Result<u32, HostError> {
         proxy_get_shared_data(key.as_ptr(), key.len(), &raw mut data, &raw mut size, &raw mut cas)
     };
     ok(status)?;
-    *value = owned(data, size);
+    Bytes::new(data, size).replace(value);
     Ok(cas)
 }
 
@@ -190,7 +197,7 @@ pub(crate) fn dequeue(queue: u32, value: &mut Vec<u8>) -> Result<(), HostError> 
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to live locals.
     ok(unsafe { proxy_dequeue_shared_queue(queue, &raw mut data, &raw mut size) })?;
-    *value = owned(data, size);
+    Bytes::new(data, size).replace(value);
     Ok(())
 }
 
@@ -223,7 +230,7 @@ pub(crate) fn metric(metric: u32) -> Option<u64> {
 }
 
 /// The bytes of a header.
-pub(crate) fn header(map: u32, name: &str) -> Option<Vec<u8>> {
+pub(crate) fn header(map: u32, name: &str) -> Option<Bytes> {
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to `name` for the length given and to live locals.
     let status = unsafe {
@@ -231,16 +238,24 @@ pub(crate) fn header(map: u32, name: &str) -> Option<Vec<u8>> {
     };
     ok(status).ok()?;
     // A header that is not there has no data; an empty one has data of no length.
-    if data.is_null() { None } else { Some(owned(data, size)) }
+    if data.is_null() { None } else { Some(Bytes::new(data, size)) }
+}
+
+/// All headers, in proxy-wasm's form of a map.
+pub(crate) fn headers(map: u32) -> Option<Bytes> {
+    let (mut data, mut size) = (null_mut(), 0);
+    // SAFETY: the pointers are to live locals.
+    ok(unsafe { proxy_get_header_map_pairs(map, &raw mut data, &raw mut size) }).ok()?;
+    Some(Bytes::new(data, size))
 }
 
 /// The bytes of a property, whose path's segments are separated by NUL.
-pub(crate) fn property(path: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn property(path: &[u8]) -> Option<Bytes> {
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to `path` for the length given and to live locals.
     ok(unsafe { proxy_get_property(path.as_ptr(), path.len(), &raw mut data, &raw mut size) })
         .ok()?;
-    Some(owned(data, size))
+    Some(Bytes::new(data, size))
 }
 
 /// Sets a property: Envoy keeps it as the stream's filter state `wasm.<path>`.
@@ -250,12 +265,12 @@ pub(crate) fn set_property(path: &[u8], value: &[u8]) -> Result<(), HostError> {
 }
 
 /// Up to `size` bytes of a buffer, from `start` on.
-pub(crate) fn buffer(buffer: u32, start: usize, size: usize) -> Option<Vec<u8>> {
+pub(crate) fn buffer(buffer: u32, start: usize, size: usize) -> Option<Bytes> {
     let (mut data, mut found) = (null_mut(), 0);
     // SAFETY: the pointers are to live locals.
     ok(unsafe { proxy_get_buffer_bytes(buffer, start, size, &raw mut data, &raw mut found) })
         .ok()?;
-    Some(owned(data, found))
+    Some(Bytes::new(data, found))
 }
 
 /// Arms the timer of the root context that the callback belongs to.
@@ -309,7 +324,7 @@ pub(crate) fn call_foreign(name: &str, argument: &[u8]) -> Result<(), HostError>
             &raw mut size,
         )
     })?;
-    drop(owned(data, size));
+    drop(Bytes::new(data, size));
     Ok(())
 }
 
@@ -392,7 +407,29 @@ fn ok(status: Status) -> Result<(), HostError> {
     }
 }
 
-/// Where Envoy puts what it returns as bytes: a block of just `size` bytes, which [`owned`] takes over. Null if there
+/// Bytes that Envoy has put into this module's memory.
+pub struct Bytes {
+    /// Null: there are none.
+    data: *mut u8,
+    size: usize,
+}
+
+/// Memory for what Envoy returns, so that what is read and forgotten, as nearly all of it is, costs no allocation: who
+/// comes while it is in use gets a block of the allocator's, and so does who wants more.
+struct Desk {
+    memory: UnsafeCell<[u8; DESK_BYTES]>,
+    is_taken: Cell<bool>,
+}
+
+/// The headers of most requests fit.
+const DESK_BYTES: usize = 4 << 10;
+
+// SAFETY: a module has one thread.
+unsafe impl Sync for Desk {}
+
+static DESK: Desk = Desk { memory: UnsafeCell::new([0; DESK_BYTES]), is_taken: Cell::new(false) };
+
+/// Where Envoy puts what it returns as bytes: a block of just `size` bytes, which [`Bytes`] takes over. Null if there
 /// is no memory, which Envoy reports as the call's status.
 #[cfg(target_arch = "wasm32")]
 #[unsafe(export_name = "malloc")]
@@ -400,19 +437,86 @@ extern "C" fn allocate(size: usize) -> *mut u8 {
     use std::alloc::{Layout, alloc};
 
     match Layout::array::<u8>(size) {
+        Ok(_) if size == 0 => null_mut(),
+        Ok(_) if size <= DESK_BYTES && !DESK.is_taken.replace(true) => DESK.memory.get().cast(),
         // SAFETY: the layout is not empty.
-        Ok(layout) if size > 0 => unsafe { alloc(layout) },
-        Ok(_) | Err(_) => null_mut(),
+        Ok(layout) => unsafe { alloc(layout) },
+        Err(_) => null_mut(),
     }
 }
 
-/// Takes over what the host has put into this module's memory.
-fn owned(data: *mut u8, size: usize) -> Vec<u8> {
-    if data.is_null() || size == 0 {
-        // There is no block of no bytes: nothing to free.
-        return Vec::new();
+impl Bytes {
+    /// Takes over what the host has put into this module's memory.
+    fn new(data: *mut u8, size: usize) -> Self {
+        Self { data, size }
     }
-    // SAFETY: the host got `data` from `allocate`, by Rust's own allocator and for just this size and alignment, and
-    // it hands each block over once.
-    unsafe { Vec::from_raw_parts(data, size, size) }
+
+    fn is_on_desk(&self) -> bool {
+        core::ptr::eq(self.data, DESK.memory.get().cast())
+    }
+
+    /// Replaces what stands in `value`: by a copy where they are on the desk, else by the block itself.
+    fn replace(self, value: &mut Vec<u8>) {
+        if self.is_on_desk() {
+            value.clear();
+            value.extend_from_slice(&self);
+        } else {
+            *value = ManuallyDrop::new(self).take_block();
+        }
+    }
+
+    /// The block that the host got from the allocator. To be asked once, for a value that is not on the desk.
+    fn take_block(&self) -> Vec<u8> {
+        if self.data.is_null() || self.size == 0 {
+            // There is no block of no bytes: nothing to free.
+            return Vec::new();
+        }
+        // SAFETY: the host got `data` from `allocate`, by Rust's own allocator and for just this size and alignment, and
+        // it hands each block over once.
+        unsafe { Vec::from_raw_parts(self.data, self.size, self.size) }
+    }
+}
+
+impl Default for Bytes {
+    /// None.
+    fn default() -> Self {
+        Self::new(null_mut(), 0)
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        if self.data.is_null() {
+            return &[];
+        }
+        // SAFETY: `allocate` gave a block of this size, the host has filled it, and it is this value's own until it is
+        // dropped.
+        unsafe { core::slice::from_raw_parts(self.data, self.size) }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if self.is_on_desk() {
+            DESK.is_taken.set(false);
+        } else {
+            drop(self.take_block());
+        }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl From<Bytes> for Vec<u8> {
+    fn from(bytes: Bytes) -> Self {
+        let mut value = Self::new();
+        bytes.replace(&mut value);
+        value
+    }
 }

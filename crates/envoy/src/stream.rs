@@ -2,34 +2,67 @@
 //!
 //! Everything that a client sent is bytes, and nothing here can panic.
 
+use sentinel_core::resource::is_same;
 use sentinel_engine::host::HostError;
 
 use crate::ffi;
+pub use crate::ffi::Bytes;
 
 /// A request header.
-pub fn request_header(name: &str) -> Option<Vec<u8>> {
+pub fn request_header(name: &str) -> Option<Bytes> {
     ffi::header(0, name)
 }
 
 /// A response header; none before the response has arrived, nor where there was none.
-pub fn response_header(name: &str) -> Option<Vec<u8>> {
+pub fn response_header(name: &str) -> Option<Bytes> {
     ffi::header(2, name)
 }
 
 /// A response trailer.
-pub fn response_trailer(name: &str) -> Option<Vec<u8>> {
+pub fn response_trailer(name: &str) -> Option<Bytes> {
     ffi::header(3, name)
+}
+
+/// All headers of a request, as they were when they were read.
+#[derive(Debug)]
+pub struct Headers(Bytes);
+
+impl Headers {
+    /// Reads them: what takes a call for each header one by one takes one for all. `None` where Envoy refuses it.
+    pub fn of_request() -> Option<Self> {
+        ffi::headers(0).map(Self)
+    }
+
+    /// The first header of this name, in lower case.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        // The number of headers, the lengths of each one's name and value, then all names and values with a NUL behind each.
+        let (count, rest) = self.0.split_first_chunk()?;
+        let lengths = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(8)?;
+        let (lengths, mut rest) = rest.split_at_checked(lengths)?;
+        for length in lengths.as_chunks::<8>().0 {
+            let length = u64::from_le_bytes(*length);
+            let of_name = usize::try_from(length & 0xffff_ffff).ok()?;
+            let of_value = usize::try_from(length >> 32).ok()?;
+            let (its_name, behind) = rest.split_at_checked(of_name)?;
+            let (value, behind) = behind.get(1..)?.split_at_checked(of_value)?;
+            if is_same(its_name, name.as_bytes()) {
+                return Some(value);
+            }
+            rest = behind.get(1..)?;
+        }
+        None
+    }
 }
 
 /// Whether the current stream comes in: `xds.listener_direction` is anything but OUTBOUND.
 pub fn is_inbound() -> bool {
     const OUTBOUND: [u8; 8] = 2_u64.to_le_bytes();
-    property("xds.listener_direction").as_deref() != Some(OUTBOUND.as_slice())
+    property("xds\0listener_direction").as_deref() != Some(OUTBOUND.as_slice())
 }
 
-/// A property, by its path with dots, as Envoy documents its attributes (`xds.route_name`).
-pub fn property(path: &str) -> Option<Vec<u8>> {
-    ffi::property(path.replace('.', "\0").as_bytes())
+/// A property, by its path as Envoy documents its attributes, but with a NUL for each dot (`xds\0route_name`).
+pub fn property(path: &str) -> Option<Bytes> {
+    ffi::property(path.as_bytes())
 }
 
 /// Puts `value` into the stream's filter state, as `wasm.<name>`.
@@ -65,17 +98,20 @@ pub fn lives(other: u32, current: u32) -> bool {
 /// The VM's configuration as Envoy gave it. Only in `on_vm_start`, which names its size.
 pub fn vm_configuration(size: usize) -> Vec<u8> {
     const VM_CONFIGURATION: u32 = 6;
-    if size == 0 { Vec::new() } else { ffi::buffer(VM_CONFIGURATION, 0, size).unwrap_or_default() }
+    buffer(VM_CONFIGURATION, size)
 }
 
 /// The plugin's configuration as Envoy gave it. Only in `on_configure`, which names its size.
 pub fn plugin_configuration(size: usize) -> Vec<u8> {
     const PLUGIN_CONFIGURATION: u32 = 7;
+    buffer(PLUGIN_CONFIGURATION, size)
+}
+
+fn buffer(buffer: u32, size: usize) -> Vec<u8> {
     if size == 0 {
-        Vec::new()
-    } else {
-        ffi::buffer(PLUGIN_CONFIGURATION, 0, size).unwrap_or_default()
+        return Vec::new();
     }
+    ffi::buffer(buffer, 0, size).unwrap_or_default().into()
 }
 
 /// Arms the timer of the root context that the current callback belongs to.
@@ -205,18 +241,18 @@ pub fn http_call_status() -> u16 {
 }
 
 /// A header that a call of ours was answered with. Only in the callback that brings the answer.
-pub fn http_call_header(name: &str) -> Option<Vec<u8>> {
+pub fn http_call_header(name: &str) -> Option<Bytes> {
     ffi::header(CALL_HEADERS, name)
 }
 
 /// The body of `size` bytes that a call of ours was answered with. Only in the callback that names the size.
 pub fn http_call_body(size: usize) -> Vec<u8> {
     const CALL_BODY: u32 = 4;
-    if size == 0 { Vec::new() } else { ffi::buffer(CALL_BODY, 0, size).unwrap_or_default() }
+    buffer(CALL_BODY, size)
 }
 
 /// Up to `size` bytes of the request's body, from `start` on. Only in the callback that brings them.
-pub fn request_body(start: usize, size: usize) -> Option<Vec<u8>> {
+pub fn request_body(start: usize, size: usize) -> Option<Bytes> {
     const REQUEST_BODY: u32 = 0;
     ffi::buffer(REQUEST_BODY, start, size)
 }

@@ -4,12 +4,10 @@
 //! upstream. What it is answered can only come from an upstream: that of `replyCluster`, whose words are replaced
 //! by ours on the way to the client.
 
-use std::rc::Rc;
-
 use sentinel_core::config::FilterConfig;
 use sentinel_engine::{
     host::HostError,
-    worker::{Blocked, Entry, Outcome, Worker},
+    worker::{Blocked, Entry, Outcome, Verdict, Worker},
 };
 use sentinel_envoy::{
     EnvoyHost,
@@ -20,7 +18,12 @@ use sentinel_envoy::{
     },
 };
 
-use crate::{reply, request::Asked, vm::Vm};
+use crate::{
+    listener::Listener,
+    reply,
+    request::Asked,
+    vm::{Vm, ask},
+};
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -38,24 +41,29 @@ pub(crate) enum Phase {
 impl Vm {
     /// A client has connected.
     pub(crate) fn accept(&mut self, id: u32) -> Flow {
-        let Some(stream) = self.streams.fresh(id) else { return Flow::Continue };
-        let listener = Rc::clone(&stream.listener);
-        let config = &listener.config;
-        write_name(config, &mut self.name);
-        let phase = match self.ask(id, config, &mut Asked::new(config)) {
-            Ok(true) => Phase::Waits,
-            Ok(false) => Phase::Open,
-            Err(blocked) => refuse(&blocked, config, &self.name, id),
+        let Self { host, worker, name, streams, .. } = self;
+        let Some(stream) = streams.fresh(id) else { return Flow::Continue };
+        let Listener { root, config } = &*stream.listener;
+        write_name(config, name);
+        let phase = match ask(host, worker, name, id, config, &mut Asked::new(config)) {
+            Verdict::Pass(entry) => {
+                stream.entry = Some(entry);
+                Phase::Open
+            }
+            Verdict::Wait(entry, _) => {
+                stream.entry = Some(entry);
+                Phase::Waits
+            }
+            Verdict::Blocked(blocked) => refuse(&blocked, config, name, id),
         };
         let flow = match phase {
             Phase::Waits | Phase::Closing => Flow::Pause,
             Phase::Open | Phase::Refused(_) => Flow::Continue,
         };
         let waits = matches!(phase, Phase::Waits);
-        if let Some(stream) = self.streams.get_mut(id) {
-            stream.phase = Some(Box::new(phase));
-        }
-        self.wake(listener.root, id, waits);
+        stream.phase = Some(Box::new(phase));
+        let root = *root;
+        self.wake(root, id, waits);
         flow
     }
 
@@ -103,7 +111,7 @@ fn write_name(config: &FilterConfig, name: &mut Vec<u8>) {
         name.extend_from_slice(own.as_bytes());
         return;
     }
-    let address = property("destination.address").unwrap_or_default();
+    let address = property("destination\0address").unwrap_or_default();
     let port = address.rsplit(|byte| *byte == b':').next();
     name.extend_from_slice(b"tcp:");
     name.extend_from_slice(port.unwrap_or_default());
@@ -147,9 +155,9 @@ pub(crate) fn end(
     phase: &Phase,
 ) -> Outcome {
     let bytes = |path| number(path).unwrap_or(0);
-    worker.count_bytes(host, entry, bytes("request.size"), bytes("response.size"));
+    worker.count_bytes(host, entry, bytes("request\0size"), bytes("response\0size"));
     let was_cut = matches!(phase, Phase::Closing);
-    if entry.needs_status() && !was_cut && bytes("response.flags") & UPSTREAM_FAILED != 0 {
+    if entry.needs_status() && !was_cut && bytes("response\0flags") & UPSTREAM_FAILED != 0 {
         Outcome::FAILED
     } else {
         Outcome::OK

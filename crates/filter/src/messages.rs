@@ -11,7 +11,7 @@ use sentinel_core::{
 use sentinel_engine::worker::{Call, MessageVerdict, Messages, Worker};
 use sentinel_envoy::{
     dispatch::DataFlow,
-    stream::{request_body, request_header, response_header},
+    stream::{Bytes, request_body, request_header, response_header},
 };
 
 use crate::{reply, request::Asked, streams::Stream, vm::Vm};
@@ -54,7 +54,7 @@ struct Noting<'a, 'b> {
 /// small messages.
 struct Body {
     size: usize,
-    window: Vec<u8>,
+    window: Bytes,
     start: usize,
 }
 
@@ -123,7 +123,7 @@ impl Vm {
             return DataFlow::Drop;
         }
         let Some(worker) = &mut self.worker else { return DataFlow::Continue };
-        let mut body = Body { size, window: Vec::new(), start: 0 };
+        let mut body = Body { size, window: Bytes::default(), start: 0 };
         let Ok(count) = sent.reader.feed(&mut body) else {
             // Never over: what cannot be counted does not go on.
             log::error!("Envoy does not show the body of a stream whose messages are counted");
@@ -219,6 +219,8 @@ impl Chunk for Body {
         if let Some(byte) = in_window {
             return Some(*byte);
         }
+        // One at a time.
+        self.window = Bytes::default();
         self.window = request_body(at, WINDOW_BYTES)?;
         self.start = at;
         self.window.first().copied()

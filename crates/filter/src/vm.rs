@@ -6,13 +6,13 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use sentinel_core::{block::is_grpc, config::FilterConfig};
+use sentinel_core::config::FilterConfig;
 use sentinel_engine::{
     Next,
     carried::Carrier,
     console,
     host::{Meter as _, MetricId, MetricKind},
-    worker::{Blocked, Call, Outcome, Verdict, Worker},
+    worker::{Call, Outcome, Verdict, Worker},
 };
 use sentinel_envoy::{
     EnvoyHost,
@@ -115,8 +115,11 @@ impl Vm {
     /// A context goes. For streams `end` came before, but a permit that would never come back is worth a second look.
     /// (Of roots `proxy_on_done` speaks as well, and of every stream.)
     pub(crate) fn delete(&mut self, context: u32) {
-        self.end(context);
-        self.leave(context);
+        if self.roots.iter().any(|listener| listener.root == context) {
+            self.leave(context);
+        } else {
+            self.end(context);
+        }
     }
 
     /// Whether the rules in a configuration are known to be in order.
@@ -146,7 +149,7 @@ impl Vm {
                 self.carrier.note_checked(&mut self.host, &configuration);
             }
             let plugin = property("plugin_name").unwrap_or_default();
-            let plugin = String::from_utf8(plugin).unwrap_or_default();
+            let plugin = String::from_utf8(plugin.into()).unwrap_or_default();
             self.carrier.take(root, plugin, configuration);
             arm(root, FIRST_TICK_MS, root);
             if let Some(driver) = self.driver.as_mut().filter(|driver| driver.root == root) {
@@ -171,71 +174,43 @@ impl Vm {
 
     /// The headers of a request are there. The first one makes this VM a worker.
     pub(crate) fn enter(&mut self, id: u32) -> Flow {
-        let before = self.streams.get_mut(id.wrapping_sub(1));
+        let Self { host, neighbours, worker, name, streams, .. } = self;
+        let before = streams.get_mut(id.wrapping_sub(1));
         let follows = before.is_some_and(|before| before.is_followed);
-        let Some(stream) = self.streams.fresh(id) else { return Flow::Continue };
-        let listener = Rc::clone(&stream.listener);
-        let config = &listener.config;
-        let are_several = self.neighbours.may_be();
+        let Some(stream) = streams.fresh(id) else { return Flow::Continue };
+        let Listener { root, config } = &*stream.listener;
+        let are_several = neighbours.may_be();
         stream.is_followed = lives(id.wrapping_add(1), id);
         if let Some(prefix) = &config.console
-            && show(&mut self.host, self.worker.as_ref(), prefix)
+            && show(host, worker.as_ref(), prefix)
         {
             return Flow::Pause;
         }
         let mut request = Asked::new(config);
-        request.write_name(&mut self.name);
-        if (follows || are_several) && is_marked(&self.name) {
+        request.write_name(name);
+        if (follows || are_several) && is_marked(name) {
             return Flow::Continue;
         }
-        let (flow, waits) = match self.ask(id, config, &mut request) {
-            Ok(waits) => (if waits { Flow::Pause } else { Flow::Continue }, waits),
-            Err(blocked) => {
-                let is_grpc = is_grpc(&request_header("content-type").unwrap_or_default());
-                reply::send(&blocked, &self.name, config.expose_rule, is_grpc);
-                (Flow::Pause, false)
+        let (entry, flow) = match ask(host, worker, name, id, config, &mut request) {
+            Verdict::Pass(entry) => (Some(entry), Flow::Continue),
+            Verdict::Wait(entry, _) => (Some(entry), Flow::Pause),
+            Verdict::Blocked(blocked) => {
+                reply::send(&blocked, name, config.expose_rule, request.is_grpc());
+                (None, Flow::Pause)
             }
         };
-        let entered = self.streams.get_mut(id).filter(|stream| stream.entry.is_some());
-        if entered.as_ref().is_some_and(|stream| stream.is_followed || are_several) {
-            mark(&self.name);
+        let is_entered = entry.is_some();
+        stream.entry = entry;
+        if is_entered && (stream.is_followed || are_several) {
+            mark(name);
         }
         #[cfg(feature = "messages")]
-        if let (Some(stream), Some(worker)) = (entered, &mut self.worker) {
-            stream.messages = Sent::begin(worker, &self.name, &mut request, id);
+        if let Some(worker) = worker.as_mut().filter(|_| is_entered) {
+            stream.messages = Sent::begin(worker, name, &mut request, id);
         }
-        self.wake(listener.root, id, waits);
+        let (root, waits) = (*root, is_entered && flow == Flow::Pause);
+        self.wake(root, id, waits);
         flow
-    }
-
-    /// Decides the stream `id`, which is called what stands in `name`: whether it must wait. The first one makes this VM a
-    /// worker.
-    pub(crate) fn ask(
-        &mut self,
-        id: u32,
-        config: &FilterConfig,
-        request: &mut Asked<'_>,
-    ) -> Result<bool, Blocked> {
-        let host = &mut self.host;
-        let worker = self.worker.get_or_insert_with(|| Worker::start(host));
-        let call = Call {
-            resource: &self.name,
-            batch: 1,
-            // Listeners with the same configuration are one root context, so each stream is asked, but only where a
-            // rule wants to know.
-            inbound: !worker.asks_direction() || is_inbound(),
-            stream: id,
-            before_first_rules: config.before_first_rules,
-        };
-        let (entry, waits) = match worker.enter(host, &call, request) {
-            Verdict::Pass(entry) => (entry, false),
-            Verdict::Wait(entry, _) => (entry, true),
-            Verdict::Blocked(blocked) => return Err(blocked),
-        };
-        if let Some(stream) = self.streams.get_mut(id) {
-            stream.entry = Some(entry);
-        }
-        Ok(waits)
     }
 
     /// A stream has ended, maybe while it still waited.
@@ -337,6 +312,28 @@ impl Vm {
             }
         }
     }
+}
+
+/// Decides the stream `id`, which is called `name`. The first one makes this VM a worker.
+pub(crate) fn ask(
+    host: &mut EnvoyHost,
+    worker: &mut Option<Worker>,
+    name: &[u8],
+    id: u32,
+    config: &FilterConfig,
+    request: &mut Asked<'_>,
+) -> Verdict {
+    let worker = worker.get_or_insert_with(|| Worker::start(host));
+    let call = Call {
+        resource: name,
+        batch: 1,
+        // Listeners with the same configuration are one root context, so each stream is asked, but only where a
+        // rule wants to know.
+        inbound: !worker.asks_direction() || is_inbound(),
+        stream: id,
+        before_first_rules: config.before_first_rules,
+    };
+    worker.enter(host, &call, request)
 }
 
 /// Answers a request for the console at `prefix`. `false` if it is for something else. It is no resource, and makes

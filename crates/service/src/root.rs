@@ -149,7 +149,7 @@ impl Live {
         };
         let mut answer = Answer { status, ..Answer::default() };
         if status == 200 {
-            answer.etag = http_call_header("etag").unwrap_or_default();
+            answer.etag = http_call_header("etag").unwrap_or_default().into();
             answer.body = http_call_body(size);
         }
         let next = self.service.take_answer(&mut self.host, id, answer);

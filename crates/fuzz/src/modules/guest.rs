@@ -250,6 +250,11 @@ impl State {
 
     /// The value of a header, where the map can be read now.
     fn header(&self, map: u32, name: &[u8]) -> Result<Option<Vec<u8>>, u32> {
+        let pairs = self.headers(map)?;
+        Ok(pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()))
+    }
+
+    fn headers(&self, map: u32) -> Result<&[(Vec<u8>, Vec<u8>)], u32> {
         let pairs = match (map, self.moment) {
             (0, Moment::Request | Moment::Log) => self.exchange().map(|seen| &seen.request),
             (2, Moment::Log) => self.exchange().map(|seen| &seen.response),
@@ -257,8 +262,7 @@ impl State {
             (6, Moment::CallAnswer) => Some(&self.call_answer.response),
             _ => None,
         };
-        let pairs = pairs.ok_or(BAD_ARGUMENT)?;
-        Ok(pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()))
+        pairs.map(Vec::as_slice).ok_or(BAD_ARGUMENT)
     }
 
     fn property(&self, path: &[u8]) -> Option<Vec<u8>> {
@@ -353,6 +357,19 @@ fn give(caller: &mut Caller<'_, State>, value: &[u8], data: u32, size: u32) -> R
     }
     put_u32(caller, data, block)?;
     put_u32(caller, size, length)
+}
+
+/// proxy-wasm's form of a map, as Envoy makes it.
+fn map_of(pairs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+    let mut map = length(pairs.len()).to_vec();
+    for (name, value) in pairs {
+        map.extend([length(name.len()), length(value.len())].concat());
+    }
+    for (name, value) in pairs {
+        map.extend([name, b"\0".as_slice(), value, b"\0"].concat());
+    }
+    map
 }
 
 /// proxy-wasm's form of a map, which must be whole and may break no line.
@@ -551,6 +568,19 @@ fn link_streams(linker: &mut Linker<State>) -> Result<(), Error> {
             match host.data().header(map, &key) {
                 Ok(Some(value)) => give(&mut host, &value, data, size),
                 Ok(None) => Ok(NOT_FOUND),
+                Err(status) => Ok(status),
+            }
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "proxy_get_header_map_pairs",
+        |mut host: Host<'_>, map: u32, data: u32, size: u32| {
+            if let Some(status) = refusal(&mut host, "proxy_get_header_map_pairs") {
+                return Ok(status);
+            }
+            match host.data().headers(map).map(map_of) {
+                Ok(map) => give(&mut host, &map, data, size),
                 Err(status) => Ok(status),
             }
         },
