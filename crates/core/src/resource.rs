@@ -108,24 +108,46 @@ impl ResourceConfig {
 
 /// `path` up to its query string, or up to its fragment, which no client should send.
 pub fn path_without_query(path: &[u8]) -> &[u8] {
-    let (words, _) = path.as_chunks();
-    let ends = |word: u64| has_byte(word, b'?') || has_byte(word, b'#');
-    let whole = words.iter().take_while(|word| !ends(u64::from_le_bytes(**word))).count() * 8;
+    let (words, rest) = path.as_chunks();
+    let ends = |word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        has_byte(word, b'?') || has_byte(word, b'#')
+    };
+    let whole = words.iter().take_while(|word| !ends(word)).count() * 8;
+    // What is left is less than a word: it is looked at together with what comes before it.
+    if whole + rest.len() == path.len() && path.last_chunk().is_some_and(|last| !ends(last)) {
+        return path;
+    }
     let rest = path.get(whole..).unwrap_or_default();
     let end = rest.iter().position(|byte| matches!(byte, b'?' | b'#'));
     end.and_then(|end| path.get(..whole + end)).unwrap_or(path)
 }
 
-/// Whether two names are the same. Like everything here that looks at each byte of a name it takes eight at a time: one by one
-/// they are some twenty instructions each, and `==` is no better in a module.
+/// Whether two names are the same. Like everything here that looks at each byte of a name it takes eight at a time, and the last
+/// ones together with those before them: one by one they are some twenty instructions each, and `==` is no better in a module.
 pub fn is_same(a: &[u8], b: &[u8]) -> bool {
     if a.len() != b.len() {
         return false;
     }
-    let ((words, rest), (other_words, other_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-    let mut pairs = words.iter().zip(other_words);
-    pairs.all(|(a, b)| u64::from_le_bytes(*a) == u64::from_le_bytes(*b))
-        && rest.iter().zip(other_rest).all(|(a, b)| a == b)
+    match (a.last_chunk(), b.last_chunk()) {
+        (Some(last), Some(other_last)) => {
+            let mut pairs = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+            u64::from_le_bytes(*last) == u64::from_le_bytes(*other_last)
+                && pairs.all(|(a, b)| u64::from_le_bytes(*a) == u64::from_le_bytes(*b))
+        }
+        _ => is_same_word(a, b),
+    }
+}
+
+/// The same for names of less than eight bytes.
+fn is_same_word(a: &[u8], b: &[u8]) -> bool {
+    match (a.split_first_chunk(), b.split_first_chunk()) {
+        (Some((first, _)), Some((other, _))) => {
+            u32::from_le_bytes(*first) == u32::from_le_bytes(*other)
+                && a.last_chunk::<4>() == b.last_chunk::<4>()
+        }
+        _ => a.iter().zip(b).all(|(a, b)| a == b),
+    }
 }
 
 /// Whether any of eight bytes is `wanted`: those that are have become 0, and only below a 0 does the subtraction borrow.

@@ -9,8 +9,10 @@
 //!   before it has the number before, lives, and has seen that it is followed. That a context is there says only that
 //!   a filter may follow, which is enough: it is the mark that is relied on.
 //! * A filter of **another VM**: the VMs of a process have the same configuration, or have found each other when they were
-//!   configured, which is before Envoy sends them streams.
+//!   configured, which is before Envoy sends them streams. This VM looks for that again where it has not looked for a
+//!   millisecond: before a stream can meet a new VM, this thread has made one, which takes it longer.
 
+use sentinel_core::time::{Nanos, Span};
 use sentinel_engine::host::{Meter as _, MetricId, MetricKind};
 use sentinel_envoy::{EnvoyHost, host::metric_value};
 
@@ -21,12 +23,17 @@ pub(crate) struct Neighbours {
     kind: u64,
     /// 1 as soon as there are VMs of two kinds; `None`: Envoy's statistics do not tell.
     several: Option<MetricId>,
+    /// Until when it is known that there are none.
+    alone_until: Nanos,
 }
+
+/// How long nothing can have come between.
+const ALONE: Span = Span::from_millis(1);
 
 impl Neighbours {
     /// Knows nothing yet, and takes there to be others.
     pub(crate) const fn new() -> Self {
-        Self { kind: 0, several: None }
+        Self { kind: 0, several: None, alone_until: Nanos::new(0) }
     }
 
     /// This VM has this configuration (`vm_config.configuration`, none of a filter's).
@@ -62,7 +69,14 @@ impl Neighbours {
     }
 
     /// Whether there may be VMs of another kind.
-    pub(crate) fn may_be(&self) -> bool {
-        self.several.is_none_or(|several| metric_value(several.0) != Some(0))
+    pub(crate) fn may_be(&mut self, now: Nanos) -> bool {
+        if now < self.alone_until {
+            return false;
+        }
+        let may_be = self.several.is_none_or(|several| metric_value(several.0) != Some(0));
+        if !may_be {
+            self.alone_until = now + ALONE;
+        }
+        may_be
     }
 }

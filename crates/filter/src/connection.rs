@@ -44,8 +44,10 @@ impl Vm {
         let Self { host, worker, name, streams, .. } = self;
         let Some(stream) = streams.fresh(id) else { return Flow::Continue };
         let Listener { root, config } = &*stream.listener;
+        let worker = worker.get_or_insert_with(|| Worker::start(host));
+        let now = worker.time(host);
         write_name(config, name);
-        let phase = match ask(host, worker, name, id, config, &mut Asked::new(config)) {
+        let phase = match ask(host, worker, now, name, id, config, &mut Asked::new(config)) {
             Verdict::Pass(entry) => {
                 stream.entry = Some(entry);
                 Phase::Open

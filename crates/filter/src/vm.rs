@@ -6,7 +6,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use sentinel_core::config::FilterConfig;
+use sentinel_core::{config::FilterConfig, time::Nanos};
 use sentinel_engine::{
     Next,
     carried::Carrier,
@@ -179,19 +179,20 @@ impl Vm {
         let follows = before.is_some_and(|before| before.is_followed);
         let Some(stream) = streams.fresh(id) else { return Flow::Continue };
         let Listener { root, config } = &*stream.listener;
-        let are_several = neighbours.may_be();
-        stream.is_followed = lives(id.wrapping_add(1), id);
         if let Some(prefix) = &config.console
             && show(host, worker.as_ref(), prefix)
         {
             return Flow::Pause;
         }
+        let worker = worker.get_or_insert_with(|| Worker::start(host));
+        let now = worker.time(host);
         let mut request = Asked::new(config);
         request.write_name(name);
+        let are_several = neighbours.may_be(now);
         if (follows || are_several) && is_marked(name) {
             return Flow::Continue;
         }
-        let (entry, flow) = match ask(host, worker, name, id, config, &mut request) {
+        let (entry, flow) = match ask(host, worker, now, name, id, config, &mut request) {
             Verdict::Pass(entry) => (Some(entry), Flow::Continue),
             Verdict::Wait(entry, _) => (Some(entry), Flow::Pause),
             Verdict::Blocked(blocked) => {
@@ -201,11 +202,13 @@ impl Vm {
         };
         let is_entered = entry.is_some();
         stream.entry = entry;
-        if is_entered && (stream.is_followed || are_several) {
+        // No filter follows one that refuses.
+        stream.is_followed = is_entered && lives(id.wrapping_add(1), id);
+        if stream.is_followed || is_entered && are_several {
             mark(name);
         }
         #[cfg(feature = "messages")]
-        if let Some(worker) = worker.as_mut().filter(|_| is_entered) {
+        if is_entered {
             stream.messages = Sent::begin(worker, name, &mut request, id);
         }
         let (root, waits) = (*root, is_entered && flow == Flow::Pause);
@@ -314,16 +317,16 @@ impl Vm {
     }
 }
 
-/// Decides the stream `id`, which is called `name`. The first one makes this VM a worker.
+/// Decides the stream `id`, which is called `name`.
 pub(crate) fn ask(
     host: &mut EnvoyHost,
-    worker: &mut Option<Worker>,
+    worker: &mut Worker,
+    now: Nanos,
     name: &[u8],
     id: u32,
     config: &FilterConfig,
     request: &mut Asked<'_>,
 ) -> Verdict {
-    let worker = worker.get_or_insert_with(|| Worker::start(host));
     let call = Call {
         resource: name,
         batch: 1,
@@ -333,7 +336,7 @@ pub(crate) fn ask(
         stream: id,
         before_first_rules: config.before_first_rules,
     };
-    worker.enter(host, &call, request)
+    worker.enter_at(host, now, &call, request)
 }
 
 /// Answers a request for the console at `prefix`. `false` if it is for something else. It is no resource, and makes

@@ -147,8 +147,19 @@ impl Worker {
         call: &Call<'_>,
         request: &mut dyn Request,
     ) -> Verdict {
+        let now = self.time(host);
+        self.enter_at(host, now, call, request)
+    }
+
+    /// The same for who has just asked for the [`Worker::time`].
+    pub fn enter_at<H: Host + Meter>(
+        &mut self,
+        host: &mut H,
+        now: Nanos,
+        call: &Call<'_>,
+        request: &mut dyn Request,
+    ) -> Verdict {
         let batch = u64::from(call.batch);
-        let now = self.now(host);
         self.seen_at = now;
         self.look_at_decisions(host, now);
         let mut node = OTHER_NODE;
