@@ -44,6 +44,8 @@ pub(crate) struct Vm {
     carrier: Carrier,
     /// A resource's name, while a request is being named.
     pub(crate) name: Vec<u8>,
+    /// What a refused client is told, while it is.
+    pub(crate) reply: Vec<u8>,
     /// Root contexts that live, oldest first.
     roots: Vec<Rc<Listener>>,
     pub(crate) streams: Streams,
@@ -92,6 +94,7 @@ impl Vm {
             worker: None,
             carrier,
             name: Vec::new(),
+            reply: Vec::new(),
             roots: Vec::new(),
             streams: Streams::new(),
             closing: Vec::new(),
@@ -192,7 +195,8 @@ impl Vm {
             Ok(waits) => (if waits { Flow::Pause } else { Flow::Continue }, waits),
             Err(blocked) => {
                 let is_grpc = is_grpc(&request_header("content-type").unwrap_or_default());
-                reply::send(&blocked, &self.name, config.expose_rule, is_grpc);
+                let text = &mut self.reply;
+                reply::send(&blocked, &self.name, config.expose_rule, is_grpc, text);
                 (Flow::Pause, false)
             }
         };
