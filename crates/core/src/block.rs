@@ -6,7 +6,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt::Write as _;
 
-use crate::rule::Rule;
+use crate::rule::{Response, Rule};
 
 /// Which kind of rule refused, in Sentinel's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,63 +72,135 @@ impl BlockType {
     }
 }
 
-/// What a refused client gets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply<'a> {
-    /// Of HTTP.
-    pub status: u16,
-    /// Those that the reply has besides the ones that frame it.
-    pub headers: Vec<(&'a str, &'a [u8])>,
-    /// Of a gRPC call its message.
-    pub body: String,
-}
-
-/// What is known of a refusal, besides its type.
+/// A refusal, and what is told of it. All of it goes into buffers of the caller's: a refusal is to be cheap.
 #[derive(Clone, Copy, Debug)]
 pub struct Refused<'a> {
+    /// The kind of rule.
+    pub block_type: BlockType,
     /// The request's resource.
     pub resource: &'a [u8],
     /// The rule; `None` if there is none yet.
     pub rule: Option<&'a Rule>,
-    /// Seconds until the next chance, if that is known.
-    pub retry_after: Option<&'a str>,
+    /// Seconds until the next chance, in [`digits`], if that is known.
+    pub retry_after: Option<&'a [u8]>,
     /// Whether the client sees the rule's id and the resource.
     pub expose_rule: bool,
     /// Whether the client speaks gRPC.
     pub is_grpc: bool,
 }
 
-impl<'a> Reply<'a> {
-    /// The reply to a request that a rule of this type refuses.
-    pub fn new(block_type: BlockType, refused: &Refused<'a>) -> Self {
-        let own = refused.rule.and_then(|rule| rule.common().response.as_ref());
-        let status = own.and_then(|own| own.status).unwrap_or_else(|| block_type.http_status());
-        let own_body = own.and_then(|own| own.body.as_deref());
-        let shown = refused.rule.filter(|_| refused.expose_rule).map(Rule::id);
-        let body = if refused.is_grpc {
-            message(block_type)
-        } else if let Some(body) = own_body {
-            String::from(body)
+impl<'a> Refused<'a> {
+    /// The reply's status, of HTTP.
+    pub fn status(&self) -> u16 {
+        let own = self.own().and_then(|own| own.status);
+        own.unwrap_or_else(|| self.block_type.http_status())
+    }
+
+    /// Those that the reply has besides the ones that frame it.
+    pub fn headers(&self) -> Headers<'a> {
+        let own = self.own().map_or::<&[_], _>(&[], |own| &own.headers);
+        let mut headers = Headers { room: [("", b""); 4], count: 0, own };
+        if self.own_body().is_none() {
+            headers.push("content-type", b"application/json");
+        }
+        headers.push("x-sentinel-block", self.block_type.name().as_bytes());
+        if let Some(rule) = self.shown_rule() {
+            headers.push("x-sentinel-rule", rule.as_bytes());
+        }
+        if let Some(retry_after) = self.retry_after {
+            headers.push("retry-after", retry_after);
+        }
+        headers
+    }
+
+    /// Appends the reply's body; of a gRPC call its message.
+    pub fn write_body(&self, text: &mut Vec<u8>) {
+        if self.is_grpc {
+            text.extend_from_slice(b"Blocked by Sentinel: ");
+            text.extend_from_slice(self.block_type.name().as_bytes());
+        } else if let Some(body) = self.own_body() {
+            text.extend_from_slice(body.as_bytes());
         } else {
-            let resource = refused.expose_rule.then_some(refused.resource);
-            json_body(block_type, status, resource, shown)
-        };
-        let mut headers: Vec<(&str, &[u8])> = Vec::with_capacity(4);
-        if own_body.is_none() {
-            headers.push(("content-type", b"application/json"));
+            self.write_json(text);
         }
-        headers.push(("x-sentinel-block", block_type.name().as_bytes()));
-        if let Some(rule) = shown {
-            headers.push(("x-sentinel-rule", rule.as_bytes()));
+    }
+
+    fn write_json(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(br#"{"code":"#);
+        text.extend_from_slice(digits(u64::from(self.status()), &mut [0; DIGITS]));
+        text.extend_from_slice(br#","message":"Blocked by Sentinel: "#);
+        text.extend_from_slice(self.block_type.name().as_bytes());
+        if self.expose_rule {
+            text.extend_from_slice(br#"","resource":""#);
+            push_escaped(text, self.resource);
         }
-        if let Some(retry_after) = refused.retry_after {
-            headers.push(("retry-after", retry_after.as_bytes()));
+        if let Some(rule) = self.shown_rule() {
+            text.extend_from_slice(br#"","rule":""#);
+            text.extend_from_slice(rule.as_bytes());
         }
-        for (name, value) in own.iter().flat_map(|own| &own.headers) {
-            headers.retain(|(ours, _)| !ours.eq_ignore_ascii_case(name));
-            headers.push((name, value.as_bytes()));
+        text.extend_from_slice(br#""}"#);
+    }
+
+    /// Appends the word for the access log: resource, block type and rule as JSON.
+    pub fn write_word(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(br#"{"resource":""#);
+        push_escaped(text, self.resource);
+        text.extend_from_slice(br#"","blockType":""#);
+        text.extend_from_slice(self.block_type.name().as_bytes());
+        text.extend_from_slice(br#"","rule":""#);
+        text.extend_from_slice(self.rule_id().as_bytes());
+        text.extend_from_slice(br#""}"#);
+    }
+
+    /// Appends what the access log shows as details of the reply: block type and rule, without spaces.
+    pub fn write_details(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(b"sentinel_");
+        text.extend_from_slice(self.block_type.name().as_bytes());
+        text.push(b'_');
+        text.extend_from_slice(self.rule_id().as_bytes());
+    }
+
+    /// Of letters, digits and `._:/-`, so that it stands in JSON as it is.
+    fn rule_id(&self) -> &'a str {
+        self.rule.map_or("before_first_rules", Rule::id)
+    }
+
+    fn shown_rule(&self) -> Option<&'a str> {
+        self.rule.filter(|_| self.expose_rule).map(Rule::id)
+    }
+
+    fn own(&self) -> Option<&'a Response> {
+        self.rule?.common().response.as_ref()
+    }
+
+    /// The rule's own body instead of ours.
+    pub fn own_body(&self) -> Option<&'a str> {
+        self.own()?.body.as_deref()
+    }
+}
+
+/// Headers of a reply.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers<'a> {
+    /// Ours, as many as there are, without any block of memory.
+    room: [(&'a str, &'a [u8]); 4],
+    count: usize,
+    /// Those of the rule, which come last: each once, in lower case.
+    pub own: &'a [(String, String)],
+}
+
+impl<'a> Headers<'a> {
+    /// Those that the rule does not have itself.
+    pub fn ours(&self) -> &[(&'a str, &'a [u8])] {
+        self.room.get(..self.count).unwrap_or_default()
+    }
+
+    fn push(&mut self, name: &'a str, value: &'a [u8]) {
+        let is_own = self.own.iter().any(|(own, _)| own == name);
+        if !is_own && let Some(place) = self.room.get_mut(self.count) {
+            *place = (name, value);
+            self.count += 1;
         }
-        Self { status, headers, body }
     }
 }
 
@@ -139,87 +211,84 @@ pub fn is_grpc(content_type: &[u8]) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+"))
 }
 
-/// The sentence that JSON bodies and `grpc-message` carry.
-pub fn message(block_type: BlockType) -> String {
-    [MESSAGE, block_type.name()].concat()
-}
+/// The most digits that a number has.
+pub const DIGITS: usize = 20;
 
-const MESSAGE: &str = "Blocked by Sentinel: ";
-
-/// The body of an HTTP reply with `status`. Without `resource` and `rule` it names neither
-/// (`exposeRule: false`).
-pub fn json_body(
-    block_type: BlockType,
-    status: u16,
-    resource: Option<&[u8]>,
-    rule: Option<&str>,
-) -> String {
-    // A refusal is to be cheap: piece by piece into one block of memory, which formatting would grow in steps.
-    let names = resource.map_or(0, <[u8]>::len) + rule.map_or(0, str::len);
-    let mut body = String::with_capacity(BODY_BYTES + names);
-    body.push_str(r#"{"code":"#);
-    push_decimal(&mut body, status);
-    body.push_str(r#","message":""#);
-    body.push_str(MESSAGE);
-    body.push_str(block_type.name());
-    body.push('"');
-    if let Some(resource) = resource {
-        body.push_str(r#","resource":"#);
-        push_json_bytes(&mut body, resource);
+/// The digits of `number`, which stand at the end of `room`.
+pub fn digits(number: u64, room: &mut [u8; DIGITS]) -> &[u8] {
+    let (mut rest, mut count) = (number, 0);
+    for digit in room.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        rest /= 10;
+        count += 1;
+        if rest == 0 {
+            break;
+        }
     }
-    if let Some(rule) = rule {
-        body.push_str(r#","rule":"#);
-        push_json_string(&mut body, rule);
-    }
-    body.push('}');
-    body
-}
-
-/// What a body has besides the names, at most.
-const BODY_BYTES: usize = 96;
-
-fn push_decimal(text: &mut String, number: u16) {
-    if number >= 10 {
-        push_decimal(text, number / 10);
-    }
-    let digit = u8::try_from(number % 10).unwrap_or(0);
-    text.push(char::from(b'0' + digit));
+    room.get(room.len() - count..).unwrap_or_default()
 }
 
 /// Appends `text` as a JSON string, quotes included (RFC 8259, section 7).
 pub fn push_json_string(json: &mut String, text: &str) {
-    push_json_bytes(json, text.as_bytes());
+    json.push('"');
+    push_escaped_text(json, text);
+    json.push('"');
 }
 
-/// Appends `bytes` as a JSON string, quotes included. What is no UTF-8 in it is U+FFFD, as `String::from_utf8_lossy` has
-/// it, which would be another 1 KB of the filter.
-pub fn push_json_bytes(json: &mut String, bytes: &[u8]) {
-    json.push('"');
+/// Appends what stands between the quotes of a JSON string for `bytes`. What is no UTF-8 in them is U+FFFD, as
+/// `String::from_utf8_lossy` has it, which would be another 1 KB of the filter.
+pub fn push_escaped(json: &mut Vec<u8>, bytes: &[u8]) {
     // Nearly every name is plain: it goes as a whole, and not character by character.
-    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
-    let mut rest = bytes;
-    if bytes.iter().all(is_plain)
-        && let Ok(text) = core::str::from_utf8(bytes)
-    {
-        json.push_str(text);
-        rest = &[];
+    if is_plain(bytes) {
+        json.extend_from_slice(bytes);
+        return;
     }
+    let mut escaped = String::new();
+    let mut rest = bytes;
     while !rest.is_empty() {
         let (valid, lost) = match core::str::from_utf8(rest) {
             Ok(text) => (text.len(), 0),
             Err(error) => (error.valid_up_to(), error.error_len().unwrap_or(rest.len())),
         };
         let text = rest.get(..valid).and_then(|valid| core::str::from_utf8(valid).ok());
-        push_escaped(json, text.unwrap_or_default());
+        push_escaped_text(&mut escaped, text.unwrap_or_default());
         if lost > 0 {
-            json.push(char::REPLACEMENT_CHARACTER);
+            escaped.push(char::REPLACEMENT_CHARACTER);
         }
         rest = rest.get(valid.saturating_add(lost)..).unwrap_or_default();
     }
-    json.push('"');
+    json.extend_from_slice(escaped.as_bytes());
 }
 
-fn push_escaped(json: &mut String, text: &str) {
+/// Whether all are printable ASCII that stands in a JSON string as it is.
+fn is_plain(bytes: &[u8]) -> bool {
+    let Some(last) = bytes.last_chunk() else {
+        return bytes
+            .iter()
+            .all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'));
+    };
+    // Eight at a time; the last eight may have been looked at before.
+    let (words, _) = bytes.as_chunks();
+    words.iter().all(are_plain) && are_plain(last)
+}
+
+/// [`is_plain`] of eight bytes at once.
+fn are_plain(word: &[u8; 8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    let word = u64::from_ne_bytes(*word);
+    // The high bit of a byte that is below `least` is set, and of no byte if none is: all are below 0x80.
+    let below = |word: u64, least: u64| word.wrapping_sub(ONES * least);
+    let is = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let special = below(word, 0x20) | is(b'"') | is(b'\\') | is(0x7f);
+    (word | special) & HIGH == 0
+}
+
+fn push_escaped_text(json: &mut String, text: &str) {
+    if is_plain(text.as_bytes()) {
+        json.push_str(text);
+        return;
+    }
     for char in text.chars() {
         match char {
             '"' => json.push_str("\\\""),
@@ -239,7 +308,7 @@ fn push_escaped(json: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec;
+    use alloc::{format, string::ToString as _, vec};
 
     use proptest::prelude::*;
 
@@ -264,10 +333,29 @@ mod tests {
         fn bytes_that_are_no_text_are_shown_as_the_library_shows_them(
             bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0x7e..0x80_u8, 0xc0..0xf8_u8], 0..20),
         ) {
-            let (mut ours, mut theirs) = (String::new(), String::new());
-            push_json_bytes(&mut ours, &bytes);
+            let (mut ours, mut theirs) = (Vec::new(), String::new());
+            push_escaped(&mut ours, &bytes);
             push_json_string(&mut theirs, &String::from_utf8_lossy(&bytes));
-            prop_assert_eq!(ours, theirs);
+            prop_assert_eq!(format!("\"{}\"", str::from_utf8(&ours).unwrap()), theirs);
+        }
+
+        #[test]
+        fn text_of_any_length_is_escaped_wherever_it_must_be(
+            plain in "[ !#-\\[\\]-~]{0,40}",
+            place in any::<prop::sample::Index>(),
+            other in prop_oneof![0..0x20_u8, 0x7f..=0xff_u8, Just(b'"'), Just(b'\\')],
+        ) {
+            prop_assert!(is_plain(plain.as_bytes()));
+            let mut bytes = plain.into_bytes();
+            bytes.insert(place.index(bytes.len() + 1), other);
+            prop_assert!(!is_plain(&bytes));
+        }
+
+        #[test]
+        fn digits_are_those_that_the_library_writes(number in any::<u64>(), shift in 0..64_u32) {
+            let number = number >> shift;
+            let (mut room, theirs) = ([0; DIGITS], number.to_string());
+            prop_assert_eq!(digits(number, &mut room), theirs.as_bytes());
         }
     }
 
@@ -292,36 +380,84 @@ mod tests {
 
     fn refused(rule: &Rule) -> Refused<'_> {
         Refused {
+            block_type: BlockType::FlowControl,
             resource: b"GET:/hello",
             rule: Some(rule),
-            retry_after: Some("2"),
+            retry_after: Some(b"2"),
             expose_rule: true,
             is_grpc: false,
         }
     }
 
+    fn headers(refused: &Refused<'_>) -> Vec<(String, String)> {
+        let headers = refused.headers();
+        let ours = headers.ours().iter();
+        let ours = ours.map(|(name, value)| header(name, str::from_utf8(value).unwrap()));
+        ours.chain(headers.own.iter().cloned()).collect()
+    }
+
+    fn header(name: &str, value: &str) -> (String, String) {
+        (name.into(), value.into())
+    }
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        // Whatever stands in the buffer stays.
+        let mut text = b"> ".to_vec();
+        write(&mut text);
+        String::from_utf8(text).unwrap().strip_prefix("> ").unwrap().into()
+    }
+
+    fn body(refused: &Refused<'_>) -> String {
+        written(|text| refused.write_body(text))
+    }
+
     #[test]
     fn a_reply_names_the_rule_and_the_next_chance() {
         let rule = rule(vec![]);
-        let reply = Reply::new(BlockType::FlowControl, &refused(&rule));
-        let expected: [(&str, &[u8]); 4] = [
-            ("content-type", b"application/json"),
-            ("x-sentinel-block", b"FlowControl"),
-            ("x-sentinel-rule", b"hello"),
-            ("retry-after", b"2"),
-        ];
-        assert_eq!((reply.status, reply.headers), (429, expected.to_vec()));
-        assert!(reply.body.contains("GET:/hello"));
+        let shown = refused(&rule);
+        assert_eq!(shown.status(), 429);
+        assert_eq!(
+            headers(&shown),
+            [
+                header("content-type", "application/json"),
+                header("x-sentinel-block", "FlowControl"),
+                header("x-sentinel-rule", "hello"),
+                header("retry-after", "2"),
+            ]
+        );
+        assert_eq!(
+            body(&shown),
+            r#"{"code":429,"message":"Blocked by Sentinel: FlowControl","resource":"GET:/hello","rule":"hello"}"#
+        );
         // Who must not see it sees neither rule nor resource.
+        let hidden = Refused { expose_rule: false, ..shown };
+        assert_eq!(headers(&hidden).len(), 3);
+        assert_eq!(body(&hidden), r#"{"code":429,"message":"Blocked by Sentinel: FlowControl"}"#);
+    }
+
+    #[test]
+    fn the_access_log_is_told_what_the_client_may_not_see() {
+        let rule = rule(vec![("body", Value::String("later".into()))]);
         let hidden = Refused { expose_rule: false, ..refused(&rule) };
-        let reply = Reply::new(BlockType::FlowControl, &hidden);
-        assert_eq!(reply.headers.len(), 3);
-        assert!(!reply.body.contains("hello"));
+        assert_eq!(
+            written(|text| hidden.write_word(text)),
+            r#"{"resource":"GET:/hello","blockType":"FlowControl","rule":"hello"}"#
+        );
+        assert_eq!(written(|text| hidden.write_details(text)), "sentinel_FlowControl_hello");
+        let too_early = Refused { block_type: BlockType::System, rule: None, ..hidden };
+        assert_eq!(
+            written(|text| too_early.write_word(text)),
+            r#"{"resource":"GET:/hello","blockType":"System","rule":"before_first_rules"}"#
+        );
+        assert_eq!(
+            written(|text| too_early.write_details(text)),
+            "sentinel_System_before_first_rules"
+        );
     }
 
     #[test]
     fn a_rule_s_own_words_come_before_ours() {
-        let headers = Map::from_entries(vec![Entry {
+        let own = Map::from_entries(vec![Entry {
             key: "Retry-After".into(),
             position: None,
             value: Node::new(Value::String("60".into())),
@@ -329,20 +465,22 @@ mod tests {
         let rule = rule(vec![
             ("status", Value::Int(418)),
             ("body", Value::String("later".into())),
-            ("headers", Value::Map(headers.unwrap())),
+            ("headers", Value::Map(own.unwrap())),
         ]);
-        let reply = Reply::new(BlockType::FlowControl, &refused(&rule));
-        let expected: [(&str, &[u8]); 3] = [
-            ("x-sentinel-block", b"FlowControl"),
-            ("x-sentinel-rule", b"hello"),
-            ("retry-after", b"60"),
-        ];
-        assert_eq!((reply.status, reply.headers), (418, expected.to_vec()));
-        assert_eq!(reply.body, "later");
+        let refused = refused(&rule);
+        assert_eq!(refused.status(), 418);
+        assert_eq!(
+            headers(&refused),
+            [
+                header("x-sentinel-block", "FlowControl"),
+                header("x-sentinel-rule", "hello"),
+                header("retry-after", "60"),
+            ]
+        );
+        assert_eq!(body(&refused), "later");
         // A gRPC client gets a message and no body.
-        let grpc = Refused { is_grpc: true, ..refused(&rule) };
-        let reply = Reply::new(BlockType::FlowControl, &grpc);
-        assert_eq!(reply.body, "Blocked by Sentinel: FlowControl");
+        let grpc = Refused { is_grpc: true, ..refused };
+        assert_eq!(body(&grpc), "Blocked by Sentinel: FlowControl");
     }
 
     #[test]
@@ -359,18 +497,12 @@ mod tests {
     }
 
     #[test]
-    fn the_body_is_the_one_that_clients_rely_on() {
-        assert_eq!(
-            json_body(BlockType::FlowControl, 429, Some(b"GET:/hello"), Some("hello")),
-            r#"{"code":429,"message":"Blocked by Sentinel: FlowControl","resource":"GET:/hello","rule":"hello"}"#
-        );
-    }
-
-    #[test]
     fn a_resource_cannot_break_out_of_its_string() {
+        let rule = rule(vec![("status", Value::Int(418))]);
+        let refused = Refused { resource: b"GET:/\"\\\n\xff", ..refused(&rule) };
         assert_eq!(
-            json_body(BlockType::FlowControl, 429, Some(b"GET:/\"\\\n\xff"), None),
-            "{\"code\":429,\"message\":\"Blocked by Sentinel: FlowControl\",\"resource\":\"GET:/\\\"\\\\\\u000a\u{fffd}\"}"
+            body(&refused),
+            "{\"code\":418,\"message\":\"Blocked by Sentinel: FlowControl\",\"resource\":\"GET:/\\\"\\\\\\u000a\u{fffd}\",\"rule\":\"hello\"}"
         );
     }
 }

@@ -363,7 +363,7 @@ pub(crate) fn http_call(cluster: &str, headers: &[u8], timeout_ms: u32) -> Resul
 /// Answers the request instead of the upstream, when the callback has returned.
 pub(crate) fn send_local_response(
     status: u32,
-    details: &str,
+    details: &[u8],
     body: &[u8],
     headers: &[u8],
     grpc_status: i32,

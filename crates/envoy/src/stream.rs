@@ -2,6 +2,8 @@
 //!
 //! Everything that a client sent is bytes, and nothing here can panic.
 
+use core::mem;
+
 use sentinel_core::resource::is_same;
 use sentinel_engine::host::HostError;
 
@@ -231,7 +233,7 @@ pub fn http_get(
         (":authority", authority.as_bytes()),
     ]);
     all.extend_from_slice(headers);
-    ffi::http_call(cluster, &serialized(&all), timeout_ms)
+    ffi::http_call(cluster, &map(&all), timeout_ms)
 }
 
 /// The status that a call of ours was answered with; 0 if it is none. Only in the callback that brings the answer.
@@ -265,9 +267,9 @@ pub struct LocalReply<'a> {
     /// HTTP status, for clients that do not speak gRPC.
     pub status: u16,
     /// What access logs show as `%RESPONSE_CODE_DETAILS%`; without spaces.
-    pub details: &'a str,
-    /// Names and values.
-    pub headers: &'a [(&'a str, &'a [u8])],
+    pub details: &'a [u8],
+    /// Names and values, as [`map`] has them.
+    pub headers: &'a [u8],
     /// The body; for gRPC clients the message.
     pub body: &'a [u8],
     /// What gRPC clients get: Envoy decides by the request's content type.
@@ -281,34 +283,88 @@ impl LocalReply<'_> {
     ///
     /// Envoy's status where it refuses.
     pub fn send(&self) -> Result<(), HostError> {
-        let headers = serialized(self.headers);
         let grpc_status = i32::try_from(self.grpc_status).unwrap_or(-1);
         ffi::send_local_response(
             u32::from(self.status),
             self.details,
             self.body,
-            &headers,
+            self.headers,
             grpc_status,
         )
     }
 }
 
-/// proxy-wasm's form of a map: the number of pairs, all lengths, then all bytes with a NUL behind each.
-fn serialized(pairs: &[(&str, &[u8])]) -> Vec<u8> {
-    let length = |size: usize| u32::try_from(size).unwrap_or(0).to_le_bytes();
-    // Two lengths and two NULs for each pair.
-    let sizes = pairs.iter().map(|(name, value)| name.len() + value.len() + 10);
-    let mut bytes = Vec::with_capacity(4 + sizes.sum::<usize>());
-    bytes.extend_from_slice(&length(pairs.len()));
-    for (name, value) in pairs {
-        bytes.extend_from_slice(&length(name.len()));
-        bytes.extend_from_slice(&length(value.len()));
-    }
-    for (name, value) in pairs {
-        for part in [name.as_bytes(), value] {
-            bytes.extend_from_slice(part);
-            bytes.push(0);
-        }
-    }
+/// Names and values in proxy-wasm's form.
+pub fn map(pairs: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    push_map(&mut bytes, pairs, &[]);
     bytes
+}
+
+/// Appends `pairs` and then `more` in proxy-wasm's form of a map: the number of pairs, all lengths, then all bytes with a
+/// NUL behind each.
+pub fn push_map(bytes: &mut Vec<u8>, pairs: &[(&str, &[u8])], more: &[(String, String)]) {
+    let start = bytes.len();
+    let count = pairs.len() + more.len();
+    // Two lengths and two NULs for each pair.
+    let mut end = start + 4 + count * 10;
+    for (name, value) in pairs {
+        end += name.len() + value.len();
+    }
+    for (name, value) in more {
+        end += name.len() + value.len();
+    }
+    // Zeros, so that each NUL stands; `resize` would write them one by one.
+    while bytes.len() < end {
+        bytes.extend_from_slice(&[0; 64]);
+    }
+    bytes.truncate(end);
+    let Some((place, rest)) = bytes.get_mut(start..).and_then(<[u8]>::split_first_chunk_mut) else {
+        return;
+    };
+    *place = length(count).to_le_bytes();
+    let (lengths, texts) = rest.split_at_mut_checked(count * 8).unwrap_or_default();
+    let (mut lengths, mut texts) = (lengths.as_chunks_mut().0.iter_mut(), texts);
+    let mut put = |name: &str, value: &[u8]| {
+        if let Some(place) = lengths.next() {
+            let both = u64::from(length(name.len())) | u64::from(length(value.len())) << 32;
+            *place = both.to_le_bytes();
+        }
+        put_text(&mut texts, name.as_bytes());
+        put_text(&mut texts, value);
+    };
+    for (name, value) in pairs {
+        put(name, value);
+    }
+    for (name, value) in more {
+        put(name, value.as_bytes());
+    }
+}
+
+fn length(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(0)
+}
+
+/// Writes `text` where `rest` begins, and passes over the NUL behind it.
+fn put_text(rest: &mut &mut [u8], text: &[u8]) {
+    let (place, behind) = mem::take(rest).split_at_mut_checked(text.len()).unwrap_or_default();
+    if place.len() == text.len() {
+        place.copy_from_slice(text);
+    }
+    *rest = behind.get_mut(1..).unwrap_or_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_is_its_size_then_all_lengths_then_all_texts() {
+        let mut bytes = b"before".to_vec();
+        let own = [(String::from("c"), String::new())];
+        push_map(&mut bytes, &[("name", b"value"), ("", b"b")], &own);
+        let lengths = [3, 4, 5, 0, 1, 1, 0].map(|length: u32| length.to_le_bytes());
+        assert_eq!(bytes, [b"before", lengths.as_flattened(), b"name\0value\0\0b\0c\0\0"].concat());
+        assert_eq!(map(&[]), [0; 4]);
+    }
 }

@@ -13,7 +13,7 @@ use sentinel_engine::{
 };
 use sentinel_envoy::{
     host::{EnvoyHost, metric_value},
-    stream::{LocalReply, request_header},
+    stream::{LocalReply, map, request_header},
 };
 
 use crate::vm;
@@ -59,8 +59,8 @@ fn answer(asked: &str) {
     let id = id().map(|id| format!("{id:016x}")).unwrap_or_default();
     let reply = LocalReply {
         status,
-        details: "sentinel_contract",
-        headers: &[("x-sentinel-vm", id.as_bytes())],
+        details: b"sentinel_contract",
+        headers: &map(&[("x-sentinel-vm", id.as_bytes())]),
         body: body.as_bytes(),
         grpc_status: 0,
     };

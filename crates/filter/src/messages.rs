@@ -151,7 +151,7 @@ impl Vm {
             MessageVerdict::Blocked(blocked) => {
                 sent.state = State::Refused;
                 let expose_rule = stream.listener.config.expose_rule;
-                reply::send(&blocked, &sent.resource, expose_rule, sent.is_grpc);
+                reply::send(&blocked, &sent.resource, expose_rule, sent.is_grpc, &mut self.reply);
                 DataFlow::Drop
             }
         };

@@ -1,35 +1,42 @@
 //! What a refused client gets.
 
-use sentinel_core::{
-    block::{Refused, Reply, push_json_bytes, push_json_string},
-    rule::Rule,
-};
+use sentinel_core::block::{DIGITS, Refused, digits};
 use sentinel_engine::{host::HostError, worker::Blocked};
-use sentinel_envoy::stream::{LocalReply, set_filter_state};
+use sentinel_envoy::stream::{LocalReply, map, push_map, set_filter_state};
 
 /// Answers the request, and leaves word for the access log. `expose_rule`: whether the client sees the
-/// rule's id and the resource. `is_grpc`: whether it speaks gRPC, which only headers of the request say.
-pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool, is_grpc: bool) {
-    let block_type = blocked.block_type;
-    let rule = leave_word(blocked, resource);
-    let retry_after = blocked.retry_after.map(|span| span.as_secs_ceil().max(1).to_string());
+/// rule's id and the resource. `is_grpc`: whether it speaks gRPC, which only headers of the request say. `text` is
+/// room for all that is said: a refusal is to be cheap.
+pub(crate) fn send(
+    blocked: &Blocked,
+    resource: &[u8],
+    expose_rule: bool,
+    is_grpc: bool,
+    text: &mut Vec<u8>,
+) {
+    let mut room = [0; DIGITS];
+    let retry_after = blocked.retry_after.map(|span| span.as_secs_ceil().max(1));
     let refused = Refused {
+        block_type: blocked.block_type,
         resource,
         rule: blocked.rule.as_deref(),
-        retry_after: retry_after.as_deref(),
+        retry_after: retry_after.map(|seconds| digits(seconds, &mut room)),
         expose_rule,
         is_grpc,
     };
-    let answer = Reply::new(block_type, &refused);
+    leave_word(&refused, text);
+    text.clear();
+    refused.write_details(text);
+    let details = text.len();
+    refused.write_body(text);
+    let body = text.len() - details;
+    let headers = refused.headers();
+    push_map(text, headers.ours(), headers.own);
 
-    let details = ["sentinel_", block_type.name(), "_", rule].concat();
-    let reply = LocalReply {
-        status: answer.status,
-        details: &details,
-        headers: &answer.headers,
-        body: answer.body.as_bytes(),
-        grpc_status: block_type.grpc_status(),
-    };
+    let (details, rest) = text.split_at_checked(details).unwrap_or_default();
+    let (body, headers) = rest.split_at_checked(body).unwrap_or_default();
+    let grpc_status = blocked.block_type.grpc_status();
+    let reply = LocalReply { status: refused.status(), details, headers, body, grpc_status };
     if let Err(error) = reply.send() {
         complain("to send a reply", error);
     }
@@ -38,29 +45,30 @@ pub(crate) fn send(blocked: &Blocked, resource: &[u8], expose_rule: bool, is_grp
 /// What a refused TCP client is told, and word for the access log: the rule's own words as they stand, else ours and
 /// the end of a line.
 pub(crate) fn text(blocked: &Blocked, resource: &[u8], expose_rule: bool) -> Vec<u8> {
-    leave_word(blocked, resource);
-    let own = blocked.rule.as_deref().and_then(|rule| rule.common().response.as_ref());
-    let has_own_body = own.is_some_and(|own| own.body.is_some());
     let refused = Refused {
+        block_type: blocked.block_type,
         resource,
         rule: blocked.rule.as_deref(),
         retry_after: None,
         expose_rule,
         is_grpc: false,
     };
-    let mut text = Reply::new(blocked.block_type, &refused).body;
-    if !has_own_body {
-        text.push('\n');
+    let mut text = Vec::new();
+    leave_word(&refused, &mut text);
+    text.clear();
+    refused.write_body(&mut text);
+    if refused.own_body().is_none() {
+        text.push(b'\n');
     }
-    text.into_bytes()
+    text
 }
 
 /// Answers the request with what the console says.
 pub(crate) fn send_json(status: u16, body: &str) {
     let reply = LocalReply {
         status,
-        details: "sentinel_console",
-        headers: &[("content-type", b"application/json"), ("cache-control", b"no-store")],
+        details: b"sentinel_console",
+        headers: &map(&[("content-type", b"application/json"), ("cache-control", b"no-store")]),
         body: body.as_bytes(),
         grpc_status: 0,
     };
@@ -72,8 +80,8 @@ pub(crate) fn send_json(status: u16, body: &str) {
 /// Ends a stream whose body Envoy does not show.
 #[cfg(feature = "messages")]
 pub(crate) fn send_unreadable() {
-    let details = "sentinel_unreadable";
-    let reply = LocalReply { status: 500, details, headers: &[], body: b"", grpc_status: 13 };
+    let details = b"sentinel_unreadable";
+    let reply = LocalReply { status: 500, details, headers: &map(&[]), body: b"", grpc_status: 13 };
     if let Err(error) = reply.send() {
         complain("to send a reply", error);
     }
@@ -89,24 +97,12 @@ pub(crate) fn complain(what: &str, error: HostError) {
     log::error!("Envoy refused {what} (status {status})");
 }
 
-/// What the word for the access log has besides the names, at most.
-const WORD_BYTES: usize = 64;
-
-/// Resource, block type and rule as JSON, for `%FILTER_STATE(wasm.sentinel:PLAIN)%`.
-/// Gives the rule's id.
-fn leave_word<'a>(blocked: &'a Blocked, resource: &[u8]) -> &'a str {
-    let rule = blocked.rule.as_deref().map(Rule::id).unwrap_or("before_first_rules");
-    let mut word = String::with_capacity(WORD_BYTES + resource.len() + rule.len());
-    word.push_str(r#"{"resource":"#);
-    push_json_bytes(&mut word, resource);
-    word.push_str(r#","blockType":"#);
-    push_json_string(&mut word, blocked.block_type.name());
-    word.push_str(r#","rule":"#);
-    push_json_string(&mut word, rule);
-    word.push('}');
+/// Leaves word for the access log, for `%FILTER_STATE(wasm.sentinel:PLAIN)%`, and it stands in `text`.
+fn leave_word(refused: &Refused<'_>, text: &mut Vec<u8>) {
+    text.clear();
+    refused.write_word(text);
     // Refused for the second Sentinel filter of a chain: the first one's word stands.
-    if set_filter_state("sentinel", word.as_bytes()).is_err() {
+    if set_filter_state("sentinel", text).is_err() {
         log::debug!("the filter state is set already");
     }
-    rule
 }

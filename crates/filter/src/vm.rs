@@ -44,6 +44,8 @@ pub(crate) struct Vm {
     carrier: Carrier,
     /// A resource's name, while a request is being named.
     pub(crate) name: Vec<u8>,
+    /// What a refused client is told, while it is.
+    pub(crate) reply: Vec<u8>,
     /// Root contexts that live, oldest first.
     roots: Vec<Rc<Listener>>,
     pub(crate) streams: Streams,
@@ -92,6 +94,7 @@ impl Vm {
             worker: None,
             carrier,
             name: Vec::new(),
+            reply: Vec::new(),
             roots: Vec::new(),
             streams: Streams::new(),
             closing: Vec::new(),
@@ -174,7 +177,7 @@ impl Vm {
 
     /// The headers of a request are there. The first one makes this VM a worker.
     pub(crate) fn enter(&mut self, id: u32) -> Flow {
-        let Self { host, neighbours, worker, name, streams, .. } = self;
+        let Self { host, neighbours, worker, name, reply, streams, .. } = self;
         let before = streams.get_mut(id.wrapping_sub(1));
         let follows = before.is_some_and(|before| before.is_followed);
         let Some(stream) = streams.fresh(id) else { return Flow::Continue };
@@ -196,7 +199,7 @@ impl Vm {
             Verdict::Pass(entry) => (Some(entry), Flow::Continue),
             Verdict::Wait(entry, _) => (Some(entry), Flow::Pause),
             Verdict::Blocked(blocked) => {
-                reply::send(&blocked, name, config.expose_rule, request.is_grpc());
+                reply::send(&blocked, name, config.expose_rule, request.is_grpc(), reply);
                 (None, Flow::Pause)
             }
         };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use sentinel_core::{
-    block::{Refused, Reply},
+    block::Refused,
     config::Settings,
     param::Request as _,
     rule::{
@@ -256,26 +256,25 @@ impl Asked<'_> {
             Answer::Blocked(blocked) => blocked,
         };
         let retry_after = blocked.retry_after.map(|span| span.as_secs_ceil().max(1).to_string());
-        let is_grpc = self.request.is_grpc();
         let refused = Refused {
+            block_type: blocked.block_type,
             resource: &self.name,
             rule: blocked.rule.as_deref(),
-            retry_after: retry_after.as_deref(),
+            retry_after: retry_after.as_deref().map(str::as_bytes),
             expose_rule: self.filter.config.expose_rule,
-            is_grpc,
+            is_grpc: self.request.is_grpc(),
         };
-        let reply = Reply::new(blocked.block_type, &refused);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let headers = refused.headers();
+        let ours = headers.ours().iter().map(|(name, value)| ((*name).to_owned(), text(value)));
+        let mut body = Vec::new();
+        refused.write_body(&mut body);
         Verdict::Refused(Refusal {
             rule: refused.rule.map_or("", Rule::id).to_owned(),
-            status: reply.status,
-            grpc_status: is_grpc.then(|| blocked.block_type.grpc_status()),
-            headers: reply
-                .headers
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), text(value)))
-                .collect(),
-            body: reply.body,
+            status: refused.status(),
+            grpc_status: refused.is_grpc.then(|| blocked.block_type.grpc_status()),
+            headers: ours.chain(headers.own.iter().cloned()).collect(),
+            body: text(&body),
         })
     }
 

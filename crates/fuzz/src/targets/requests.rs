@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use sentinel_core::{
-    block::push_json_bytes,
+    block::push_escaped,
     decimal,
     message::{Chunk, Framing, MessageReader, Unreadable},
     network::{Address, Network},
@@ -193,16 +193,15 @@ pub(super) fn reply(bytes: &[u8]) -> Result<(), String> {
     let is_plain =
         segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:/-%".contains(&byte));
     holds(is_plain, || format!("the segment {segment:?} forges a label"))?;
-    let mut json = String::new();
-    push_json_bytes(&mut json, bytes);
-    let inside = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    let is_whole = inside.is_some_and(|inside| {
+    let mut json = Vec::new();
+    push_escaped(&mut json, bytes);
+    let is_whole = core::str::from_utf8(&json).is_ok_and(|json| {
         let mut escaped = false;
-        inside.chars().all(|c| {
+        json.chars().all(|c| {
             let ends = c == '"' && !escaped;
             escaped = c == '\\' && !escaped;
             !ends && c >= ' '
         }) && !escaped
     });
-    holds(is_whole, || format!("{json:?} is no text of JSON"))
+    holds(is_whole, || format!("{} is no text of JSON", json.escape_ascii()))
 }
