@@ -30,7 +30,7 @@ use crate::bootstrap::{Bootstrap, CONNECTION_MANAGER, Configuration, Sentinel, a
 use crate::envoy::Envoy;
 use crate::load::{Ask, Plan, Rate, Report, Until};
 use crate::stats::Stats;
-use crate::yardsticks::two_callbacks;
+use crate::yardsticks::{same_calls, two_callbacks};
 use crate::{load, rules};
 
 /// What is compared with what.
@@ -119,6 +119,8 @@ pub(crate) enum Filter {
     },
     /// A Wasm filter written by hand that has two callbacks and does nothing.
     TwoCallbacks,
+    /// One that has the callbacks of ours and makes its calls, and nothing else.
+    SameCalls,
     /// A Wasm filter on the stock SDK that does nothing.
     Stock,
     /// Both modules, with the same rules in every variant but so many more for other resources: the path decides which applies.
@@ -151,13 +153,14 @@ pub(crate) struct Yardsticks {
 impl Yardsticks {
     pub(crate) fn write() -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder for modules")?;
-        std::fs::write(folder.path().join(TWO_CALLBACKS), two_callbacks())
-            .context("cannot write a module")?;
+        for (name, module) in [(TWO_CALLBACKS, two_callbacks()), (SAME_CALLS, same_calls())] {
+            std::fs::write(folder.path().join(name), module).context("cannot write a module")?;
+        }
         Ok(Self { folder })
     }
 
-    fn two_callbacks(&self) -> PathBuf {
-        self.folder.path().join(TWO_CALLBACKS)
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 }
 
@@ -171,7 +174,11 @@ impl Variant {
                 )),
                 ..Sentinel::with_rules(dist, &[])?
             }),
-            Filter::None | Filter::Native { .. } | Filter::TwoCallbacks | Filter::Stock => None,
+            Filter::None
+            | Filter::Native { .. }
+            | Filter::TwoCallbacks
+            | Filter::SameCalls
+            | Filter::Stock => None,
         };
         Ok(Bootstrap {
             port: 0,
@@ -204,7 +211,8 @@ impl Variant {
         let filter = match self.filter {
             Filter::None | Filter::Sentinel(..) => return Ok(()),
             Filter::Native { tokens, fill_interval } => native(tokens, fill_interval),
-            Filter::TwoCallbacks => wasm(&yardsticks.two_callbacks()),
+            Filter::TwoCallbacks => wasm(&yardsticks.path(TWO_CALLBACKS)),
+            Filter::SameCalls => wasm(&yardsticks.path(SAME_CALLS)),
             Filter::Stock => wasm(&modules.stock),
         };
         let filters = at(root, &format!("{CONNECTION_MANAGER}/http_filters"))?;
@@ -549,11 +557,13 @@ pub(crate) const NATIVE: Variant = Variant {
     filter: Filter::Native { tokens: 1_000_000_000, fill_interval: "1s" },
     ..BASE
 };
-const FLOOR: Variant = Variant {
+const TWO: Variant = Variant {
     name: "Wasm by hand, two callbacks, does nothing",
     filter: Filter::TwoCallbacks,
     ..BASE
 };
+const FLOOR: Variant =
+    Variant { name: "Wasm by hand, the calls of one flow rule", filter: Filter::SameCalls, ..BASE };
 pub(crate) const STOCK: Variant =
     Variant { name: "Wasm on the stock SDK, does nothing", filter: Filter::Stock, ..BASE };
 const FREE: Variant = Variant {
@@ -621,9 +631,10 @@ const REFUSED: Variant = Variant {
 };
 const SENTINEL: Filter = Filter::Sentinel(Named::MethodAndPath, 0);
 /// The first is what the others are compared with.
-static VARIANTS: [Variant; 15] = [
+static VARIANTS: [Variant; 16] = [
     BASE,
     NATIVE,
+    TWO,
     FLOOR,
     STOCK,
     FREE,
@@ -642,6 +653,7 @@ static VARIANTS: [Variant; 15] = [
 const BY_HEADER: &str = "by-header";
 const ROUTE: &str = "default";
 const TWO_CALLBACKS: &str = "two_callbacks.wasm";
+const SAME_CALLS: &str = "same_calls.wasm";
 const ROUNDS: u32 = 30;
 const REQUESTS: u32 = 3000;
 const WARM_UP: u32 = 500;

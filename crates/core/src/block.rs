@@ -6,7 +6,10 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt::Write as _;
 
-use crate::rule::{Response, Rule};
+use crate::{
+    decimal::{WHOLE_DIGITS, whole_digits},
+    rule::{Response, Rule},
+};
 
 /// Which kind of rule refused, in Sentinel's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +84,7 @@ pub struct Refused<'a> {
     pub resource: &'a [u8],
     /// The rule; `None` if there is none yet.
     pub rule: Option<&'a Rule>,
-    /// Seconds until the next chance, in [`digits`], if that is known.
+    /// Seconds until the next chance, in [`whole_digits`], if that is known.
     pub retry_after: Option<&'a [u8]>,
     /// Whether the client sees the rule's id and the resource.
     pub expose_rule: bool,
@@ -127,7 +130,7 @@ impl<'a> Refused<'a> {
 
     fn write_json(&self, text: &mut Vec<u8>) {
         text.extend_from_slice(br#"{"code":"#);
-        text.extend_from_slice(digits(u64::from(self.status()), &mut [0; DIGITS]));
+        text.extend_from_slice(whole_digits(u64::from(self.status()), &mut [0; WHOLE_DIGITS]));
         text.extend_from_slice(br#","message":"Blocked by Sentinel: "#);
         text.extend_from_slice(self.block_type.name().as_bytes());
         if self.expose_rule {
@@ -209,23 +212,6 @@ impl<'a> Headers<'a> {
 pub fn is_grpc(content_type: &[u8]) -> bool {
     let rest = content_type.strip_prefix(b"application/grpc");
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+"))
-}
-
-/// The most digits that a number has.
-pub const DIGITS: usize = 20;
-
-/// The digits of `number`, which stand at the end of `room`.
-pub fn digits(number: u64, room: &mut [u8; DIGITS]) -> &[u8] {
-    let (mut rest, mut count) = (number, 0);
-    for digit in room.iter_mut().rev() {
-        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-        count += 1;
-        if rest == 0 {
-            break;
-        }
-    }
-    room.get(room.len() - count..).unwrap_or_default()
 }
 
 /// Appends `text` as a JSON string, quotes included (RFC 8259, section 7).
@@ -349,13 +335,6 @@ mod tests {
             let mut bytes = plain.into_bytes();
             bytes.insert(place.index(bytes.len() + 1), other);
             prop_assert!(!is_plain(&bytes));
-        }
-
-        #[test]
-        fn digits_are_those_that_the_library_writes(number in any::<u64>(), shift in 0..64_u32) {
-            let number = number >> shift;
-            let (mut room, theirs) = ([0; DIGITS], number.to_string());
-            prop_assert_eq!(digits(number, &mut room), theirs.as_bytes());
         }
     }
 

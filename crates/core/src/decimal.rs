@@ -13,6 +13,23 @@ pub fn whole_number<T: TryFrom<i64>>(text: &str) -> Option<T> {
     T::try_from(whole_in_radix(text, 10)?).ok()
 }
 
+/// The most digits that a whole number has.
+pub const WHOLE_DIGITS: usize = 20;
+
+/// The digits of `number`, which stand at the end of `room`.
+pub fn whole_digits(number: u64, room: &mut [u8; WHOLE_DIGITS]) -> &[u8] {
+    let (mut rest, mut count) = (number, 0);
+    for digit in room.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        rest /= 10;
+        count += 1;
+        if rest == 0 {
+            break;
+        }
+    }
+    room.get(room.len() - count..).unwrap_or_default()
+}
+
 /// A whole number, with or without a sign, as the standard library reads it.
 pub fn whole_in_radix(text: &str, radix: u32) -> Option<i64> {
     let (negative, digits) = match text.as_bytes() {
@@ -520,6 +537,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whole_numbers_are_written_as_std_writes_them(number in any::<u64>(), shift in 0..64_u32) {
+            let number = number >> shift;
+            let (mut room, theirs) = ([0; WHOLE_DIGITS], number.to_string());
+            prop_assert_eq!(whole_digits(number, &mut room), theirs.as_bytes());
+        }
+
         #[test]
         fn whole_numbers_are_read_as_std_reads_them(text in "[-+]?[0-9a-f]{0,20}", number: i64) {
             for text in [text, number.to_string(), format!("{number}0"), i64::MIN.to_string()] {

