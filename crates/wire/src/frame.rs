@@ -163,23 +163,18 @@ impl<'a> FrameView<'a> {
 
     /// The fields in the order of [`CounterFrame`].
     fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
-        let mut view = Self {
-            incarnation: reader.long()?,
-            sequence: reader.long()?,
-            at_ns: reader.long()?,
-            waiting: reader.number()?,
-            permits_owed: reader.long()?,
-            entries: Vec::new(),
-        };
+        let [incarnation, sequence, at_ns] = reader.numbers()?;
+        let waiting = reader.number()?;
+        let [permits_owed] = reader.numbers()?;
         let count = reader.length()?;
         if count > FRAME_ENTRIES_MAX {
             return Err(Malformed);
         }
-        view.entries.reserve_exact(count);
+        let mut entries = Vec::with_capacity(count);
         for _ in 0..count {
-            view.entries.push(EntryView::read(reader)?);
+            entries.push(EntryView::read(reader)?);
         }
-        Ok(view)
+        Ok(Self { incarnation, sequence, at_ns, waiting, permits_owed, entries })
     }
 }
 
@@ -196,17 +191,13 @@ impl<'a> EntryView<'a> {
 
     /// The fields in the order of [`FrameEntry`].
     fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
-        let resource = reader.long()?;
+        let [resource] = reader.numbers()?;
         let name = match reader.byte()? {
             0 => None,
             1 => Some(reader.text()?),
             _ => return Err(Malformed),
         };
-        let mut numbers = [0; 7];
-        for number in &mut numbers {
-            *number = reader.long()?;
-        }
-        let [pass, block, complete, error, rt_ms, in_flight, rt_min] = numbers;
+        let [pass, block, complete, error, rt_ms, in_flight, rt_min] = reader.numbers()?;
         Ok(Self {
             resource,
             name,
@@ -220,17 +211,15 @@ impl<'a> EntryView<'a> {
 
 impl BreakerCounts {
     fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let mut numbers = [0; 4];
-        for number in &mut numbers {
-            *number = reader.long()?;
-        }
-        let [generation, epoch, complete, bad] = numbers;
+        let [generation, epoch, complete, bad] = reader.numbers()?;
         Ok(Self { generation, epoch, complete, bad })
     }
 }
 
 fn read_class(reader: &mut Reader<'_>) -> Result<(u8, u64), Malformed> {
-    Ok((reader.byte()?, reader.long()?))
+    let class = reader.byte()?;
+    let [count] = reader.numbers()?;
+    Ok((class, count))
 }
 
 /// The bytes of a list, whose items can all be read.

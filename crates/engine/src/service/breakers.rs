@@ -278,7 +278,9 @@ impl Breakers {
     }
 
     fn find(&self, generation: u64) -> Option<usize> {
-        self.breakers.binary_search_by(|breaker| breaker.generation.cmp(&generation)).ok()
+        let place = self.breakers.partition_point(|breaker| breaker.generation < generation);
+        let is_it = |breaker: &Breaker| breaker.generation == generation;
+        self.breakers.get(place).is_some_and(is_it).then_some(place)
     }
 }
 

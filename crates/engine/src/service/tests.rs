@@ -23,7 +23,7 @@ use sentinel_core::{
 };
 use sentinel_wire::{
     decisions::Decisions,
-    frame::{BreakerCounts, FrameEntry},
+    frame::{BreakerCounts, CounterFrame, FrameEntry},
     ledger::{self, Value},
 };
 

@@ -61,17 +61,30 @@ impl<'de> Reader<'de> {
         Ok(number)
     }
 
-    /// A number of eight bytes at most.
-    // Inlined, also where size comes first: a frame has thousands of numbers, and most are their own byte.
-    #[inline(always)]
-    pub(crate) fn long(&mut self) -> Result<u64, Malformed> {
-        match self.rest.split_first() {
-            Some((&first, rest)) if first <= SINGLE_BYTE_MAX => {
-                self.rest = rest;
-                Ok(u64::from(first))
+    /// As many numbers of eight bytes at most: those of a frame are thousands, and most are their own byte.
+    pub(crate) fn numbers<const N: usize>(&mut self) -> Result<[u64; N], Malformed> {
+        let mut numbers = [0; N];
+        self.fill(&mut numbers)?;
+        Ok(numbers)
+    }
+
+    #[inline(never)]
+    fn fill(&mut self, numbers: &mut [u64]) -> Result<(), Malformed> {
+        let mut rest = self.rest;
+        for number in numbers {
+            match rest.split_first() {
+                Some((&first, left)) if first <= SINGLE_BYTE_MAX => {
+                    (*number, rest) = (u64::from(first), left);
+                }
+                Some(_) | None => {
+                    self.rest = rest;
+                    *number = self.unsigned(8)?;
+                    rest = self.rest;
+                }
             }
-            Some(_) | None => self.unsigned(8),
         }
+        self.rest = rest;
+        Ok(())
     }
 
     /// A number of the type `T`, in the form that is short on both sides of 0.
@@ -87,7 +100,7 @@ impl<'de> Reader<'de> {
 
     /// A length, which takes eight bytes however long the machine's are.
     pub(crate) fn length(&mut self) -> Result<usize, Malformed> {
-        usize::try_from(self.long()?).map_err(|_| Malformed)
+        usize::try_from(self.unsigned(8)?).map_err(|_| Malformed)
     }
 
     #[inline(never)]
