@@ -5,7 +5,7 @@
 //! all of it again, and who has folded a total once cannot fold it twice.
 
 use alloc::{borrow::ToOwned, string::String, vec::Vec};
-use core::iter;
+use core::ops::Range;
 
 use sentinel_core::stat::{MetricBucket, RT_CLASSES};
 use serde::Serialize;
@@ -81,7 +81,7 @@ pub struct BreakerCounts {
 }
 
 /// The most breakers of one entry: as many as a set may have rules.
-pub const BREAKERS_MAX: usize = 100_000;
+pub const BREAKERS_MAX: u64 = 100_000;
 
 impl CounterFrame {
     /// Replaces `bytes` by this frame.
@@ -99,31 +99,13 @@ impl CounterFrame {
             at_ns: view.at_ns,
             waiting: view.waiting,
             permits_owed: view.permits_owed,
-            entries: view.entries.iter().map(FrameEntry::of).collect(),
+            entries: view.entries.iter().map(|entry| view.entry(entry)).collect(),
         })
     }
 }
 
-impl FrameEntry {
-    fn of(view: &EntryView<'_>) -> Self {
-        let MetricBucket { pass, block, complete, error, rt_ms, rt_min } = view.totals;
-        Self {
-            resource: view.resource,
-            name: view.name.map(ToOwned::to_owned),
-            pass,
-            block,
-            complete,
-            error,
-            rt_ms,
-            in_flight: view.in_flight,
-            rt_min,
-            breakers: view.breakers().collect(),
-            histogram: view.histogram().collect(),
-        }
-    }
-}
-
-/// A [`CounterFrame`] as the service reads it, thousands of times a second: where it lies, with one allocation for all entries.
+/// A [`CounterFrame`] as the service reads it, a thousand times a second: the names where they lie, one list for all
+/// breakers and one for all histograms.
 #[derive(Clone, Debug)]
 pub struct FrameView<'a> {
     /// As in [`CounterFrame`].
@@ -138,21 +120,23 @@ pub struct FrameView<'a> {
     pub permits_owed: u64,
     /// At most [`FRAME_ENTRIES_MAX`].
     pub entries: Vec<EntryView<'a>>,
+    breakers: Vec<BreakerCounts>,
+    classes: Vec<(u8, u64)>,
 }
 
-/// A [`FrameEntry`] where it lies.
+/// A [`FrameEntry`] of a [`FrameView`].
 #[derive(Clone, Debug)]
 pub struct EntryView<'a> {
     /// The keyed hash of the resource's name.
     pub resource: u64,
     /// The name, until this service has acknowledged a frame that carried it.
     pub name: Option<&'a str>,
-    /// What has happened since the worker's start, but for the shortest response time.
+    /// All of them totals but the shortest response time.
     pub totals: MetricBucket,
     /// Requests open now.
     pub in_flight: u64,
-    breakers: &'a [u8],
-    histogram: &'a [u8],
+    breakers: Range<usize>,
+    classes: Range<usize>,
 }
 
 impl<'a> FrameView<'a> {
@@ -161,91 +145,113 @@ impl<'a> FrameView<'a> {
         codec::decode_with(LAYOUT, bytes, Self::read)
     }
 
+    /// What the breakers of the entry's resource have seen.
+    pub fn breakers_of(&self, entry: &EntryView<'_>) -> &[BreakerCounts] {
+        self.breakers.get(entry.breakers.clone()).unwrap_or_default()
+    }
+
+    /// Response times by class: (class, count).
+    pub fn histogram_of(&self, entry: &EntryView<'_>) -> &[(u8, u64)] {
+        self.classes.get(entry.classes.clone()).unwrap_or_default()
+    }
+
+    fn entry(&self, entry: &EntryView<'_>) -> FrameEntry {
+        let MetricBucket { pass, block, complete, error, rt_ms, rt_min } = entry.totals;
+        FrameEntry {
+            resource: entry.resource,
+            name: entry.name.map(ToOwned::to_owned),
+            pass,
+            block,
+            complete,
+            error,
+            rt_ms,
+            in_flight: entry.in_flight,
+            rt_min,
+            breakers: self.breakers_of(entry).to_vec(),
+            histogram: self.histogram_of(entry).to_vec(),
+        }
+    }
+
     /// The fields in the order of [`CounterFrame`].
     fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
-        let [incarnation, sequence, at_ns] = reader.numbers()?;
-        let waiting = reader.number()?;
-        let [permits_owed] = reader.numbers()?;
+        let mut view = Self {
+            incarnation: reader.long()?,
+            sequence: reader.long()?,
+            at_ns: reader.long()?,
+            waiting: reader.number()?,
+            permits_owed: reader.long()?,
+            entries: Vec::new(),
+            breakers: Vec::new(),
+            classes: Vec::new(),
+        };
         let count = reader.length()?;
         if count > FRAME_ENTRIES_MAX {
             return Err(Malformed);
         }
-        let mut entries = Vec::with_capacity(count);
+        // For most entries have one of each.
+        view.entries.reserve_exact(count);
+        view.breakers.reserve(count);
+        view.classes.reserve(count);
+        let mut own = Reader { rest: reader.rest };
         for _ in 0..count {
-            entries.push(EntryView::read(reader)?);
+            view.read_entry(&mut own)?;
         }
-        Ok(Self { incarnation, sequence, at_ns, waiting, permits_owed, entries })
-    }
-}
-
-impl<'a> EntryView<'a> {
-    /// What the breakers of the resource have seen.
-    pub fn breakers(&self) -> impl Iterator<Item = BreakerCounts> {
-        items(self.breakers, BreakerCounts::read)
-    }
-
-    /// Response times by class: (class, count).
-    pub fn histogram(&self) -> impl Iterator<Item = (u8, u64)> {
-        items(self.histogram, read_class)
+        reader.rest = own.rest;
+        Ok(view)
     }
 
     /// The fields in the order of [`FrameEntry`].
-    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
-        let [resource] = reader.numbers()?;
-        let name = match reader.byte()? {
+    #[inline(always)]
+    fn read_entry(&mut self, reader: &mut Reader<'a>) -> Result<(), Malformed> {
+        let resource = reader.long()?;
+        let name = match reader.byte_inlined()? {
             0 => None,
-            1 => Some(reader.text()?),
+            1 => {
+                let mut own = Reader { rest: reader.rest };
+                let name = own.text()?;
+                reader.rest = own.rest;
+                Some(name)
+            }
             _ => return Err(Malformed),
         };
-        let [pass, block, complete, error, rt_ms, in_flight, rt_min] = reader.numbers()?;
-        Ok(Self {
+        let pass = reader.long()?;
+        let block = reader.long()?;
+        let complete = reader.long()?;
+        let error = reader.long()?;
+        let rt_ms = reader.long()?;
+        let in_flight = reader.long()?;
+        let rt_min = reader.long()?;
+        let first_breaker = self.breakers.len();
+        let breakers = reader.long()?;
+        if breakers > BREAKERS_MAX {
+            return Err(Malformed);
+        }
+        for _ in 0..breakers {
+            self.breakers.push(BreakerCounts {
+                generation: reader.long()?,
+                epoch: reader.long()?,
+                complete: reader.long()?,
+                bad: reader.long()?,
+            });
+        }
+        let first_class = self.classes.len();
+        let classes = reader.long()?;
+        if classes > RT_CLASSES as u64 {
+            return Err(Malformed);
+        }
+        for _ in 0..classes {
+            self.classes.push((reader.byte_inlined()?, reader.long()?));
+        }
+        self.entries.push(EntryView {
             resource,
             name,
             totals: MetricBucket { pass, block, complete, error, rt_ms, rt_min },
             in_flight,
-            breakers: list(reader, BREAKERS_MAX, BreakerCounts::read)?,
-            histogram: list(reader, RT_CLASSES, read_class)?,
-        })
+            breakers: first_breaker..self.breakers.len(),
+            classes: first_class..self.classes.len(),
+        });
+        Ok(())
     }
-}
-
-impl BreakerCounts {
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let [generation, epoch, complete, bad] = reader.numbers()?;
-        Ok(Self { generation, epoch, complete, bad })
-    }
-}
-
-fn read_class(reader: &mut Reader<'_>) -> Result<(u8, u64), Malformed> {
-    let class = reader.byte()?;
-    let [count] = reader.numbers()?;
-    Ok((class, count))
-}
-
-/// The bytes of a list, whose items can all be read.
-fn list<'a, T>(
-    reader: &mut Reader<'a>,
-    items_max: usize,
-    read: impl Fn(&mut Reader<'a>) -> Result<T, Malformed>,
-) -> Result<&'a [u8], Malformed> {
-    let count = reader.length()?;
-    if count > items_max {
-        return Err(Malformed);
-    }
-    let all = reader.rest;
-    for _ in 0..count {
-        read(reader)?;
-    }
-    all.get(..all.len() - reader.rest.len()).ok_or(Malformed)
-}
-
-/// The items of such a list.
-fn items<'a, T>(
-    bytes: &'a [u8],
-    read: impl Fn(&mut Reader<'a>) -> Result<T, Malformed>,
-) -> impl Iterator<Item = T> {
-    let mut reader = Reader { rest: bytes };
-    iter::from_fn(move || if reader.rest.is_empty() { None } else { read(&mut reader).ok() })
 }
 
 #[cfg(test)]

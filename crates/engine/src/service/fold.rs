@@ -10,7 +10,7 @@ use hashbrown::HashTable;
 use sentinel_core::{
     order::sort_by,
     rule::INBOUND,
-    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram, Tally as _},
+    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram, Slot, Tally as _},
     system::Inbound,
     time::{Nanos, Span},
     window::{BUCKETS_MAX, WindowShape},
@@ -40,6 +40,12 @@ const GAUGES: [&str; 6] =
 
 /// The slice that most windows are made of.
 const HALF_SECOND: Span = Span::from_millis(500);
+const SECOND: Span = Span::from_millis(1_000);
+
+/// How many slices the windows of a resource have.
+const SECONDS_SLICES: usize = BUCKETS_MAX + 1;
+const MINUTE_SLICES: usize = 60;
+const RT_SLICES: usize = 10;
 
 /// Everything that the frames have said.
 #[derive(Debug, Default)]
@@ -176,14 +182,18 @@ impl Fold {
 
         let at = Nanos::new(frame.at_ns);
         let counts_in_windows = missing == 0 && now.since(at) <= YOUNG;
+        // Divisions are dear: once for each frame, and not for each entry.
+        let in_seconds = Slot::of(at, HALF_SECOND, SECONDS_SLICES);
+        let in_minute = Slot::of(at, SECOND, MINUTE_SLICES);
+        let in_rt = Slot::of(at, SECOND, RT_SLICES);
         for entry in &frame.entries {
             let place = self.resources.place_for(entry.resource);
             let windows =
                 self.resources.windows_for(place, entry, resources_max, &self.odd_windows);
             let mut windows = windows.filter(|_| counts_in_windows);
-            let distributed = windows.as_mut().and_then(|windows| windows.rt.bucket_of(at));
-            let counted = source.advance(place, entry, distributed);
-            for counts in entry.breakers() {
+            let distributed = windows.as_mut().and_then(|windows| windows.rt.bucket_in(in_rt));
+            let counted = source.advance(place, entry, frame.histogram_of(entry), distributed);
+            for counts in frame.breakers_of(entry) {
                 if let Some(new) = source.advance_breaker(counts, is_known)
                     && counts_in_windows
                 {
@@ -191,8 +201,8 @@ impl Fold {
                 }
             }
             if let Some(windows) = windows {
-                windows.seconds.add(at, &counted);
-                windows.minute.add(at, &counted);
+                windows.seconds.add_in(in_seconds, &counted);
+                windows.minute.add_in(in_minute, &counted);
                 for (_, window) in &mut windows.odd {
                     window.add(at, &counted);
                 }
@@ -356,6 +366,7 @@ impl Source {
         &mut self,
         place: usize,
         entry: &EntryView<'_>,
+        histogram: &[(u8, u64)],
         distributed: Option<&mut RtHistogram>,
     ) -> MetricBucket {
         if self.baselines.len() <= place {
@@ -371,7 +382,7 @@ impl Source {
             said.histogram.clear();
         }
         let old = core::mem::replace(&mut said.totals, totals);
-        said.distribute(entry, distributed.filter(|_| !is_said_again));
+        said.distribute(histogram, distributed.filter(|_| !is_said_again));
         if is_said_again {
             return MetricBucket::default();
         }
@@ -390,31 +401,31 @@ impl Source {
     /// where a worker has forgotten the rule in between.
     fn advance_breaker(
         &mut self,
-        counts: BreakerCounts,
+        counts: &BreakerCounts,
         is_known: &dyn Fn(u64) -> bool,
     ) -> Option<BreakerCounts> {
         let generation = counts.generation;
         let Some(baseline) = self.breakers.get_mut(&generation) else {
             if is_known(generation) {
-                self.breakers.get_or_insert_with(generation, || counts);
-                return (counts.complete > 0 && self.is_whole).then_some(counts);
+                self.breakers.get_or_insert_with(generation, || *counts);
+                return (counts.complete > 0 && self.is_whole).then_some(*counts);
             }
             return None;
         };
         if baseline.epoch != counts.epoch || baseline.complete > counts.complete {
-            *baseline = BreakerCounts { complete: 0, bad: 0, ..counts };
+            *baseline = BreakerCounts { complete: 0, bad: 0, ..*counts };
         }
-        let old = core::mem::replace(baseline, counts);
+        let old = core::mem::replace(baseline, *counts);
         let complete = counts.complete.saturating_sub(old.complete);
         let bad = counts.bad.saturating_sub(old.bad);
-        (complete > 0).then_some(BreakerCounts { complete, bad, ..counts })
+        (complete > 0).then_some(BreakerCounts { complete, bad, ..*counts })
     }
 }
 
 impl Baseline {
     /// Moves the histogram, and counts in `distributed` what it moved by.
-    fn distribute(&mut self, entry: &EntryView<'_>, mut distributed: Option<&mut RtHistogram>) {
-        for (class, count) in entry.histogram() {
+    fn distribute(&mut self, histogram: &[(u8, u64)], mut distributed: Option<&mut RtHistogram>) {
+        for &(class, count) in histogram {
             let place = usize::from(class);
             if self.histogram.len() <= place && place < RT_CLASSES {
                 self.histogram.resize(place + 1, 0);
@@ -470,9 +481,9 @@ impl Windows {
         let mut windows = Self {
             hash,
             name,
-            seconds: LeapArray::new(HALF_SECOND, BUCKETS_MAX + 1),
-            minute: LeapArray::new(Span::from_millis(1_000), 60),
-            rt: LeapArray::new(Span::from_millis(1_000), 10),
+            seconds: LeapArray::new(HALF_SECOND, SECONDS_SLICES),
+            minute: LeapArray::new(SECOND, MINUTE_SLICES),
+            rt: LeapArray::new(SECOND, RT_SLICES),
             odd: Vec::new(),
             gauges: [Metric::default(); GAUGES.len()],
         };
@@ -517,7 +528,7 @@ mod tests {
         CounterFrame { incarnation: 1, sequence, at_ns, entries: vec![entry], ..Default::default() }
     }
 
-    fn fold(fold: &mut Fold, frame: CounterFrame) -> Vec<BreakerCounts> {
+    fn fold(fold: &mut Fold, frame: &CounterFrame) -> Vec<BreakerCounts> {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
         let mut news = Vec::new();
@@ -531,9 +542,9 @@ mod tests {
         let shape = WindowShape::for_flow(10_000);
         let mut all = Fold::default();
         assert_eq!(all.passed(Nanos::default(), RESOURCE, shape), None);
-        fold(&mut all, passed(1, Nanos::from_millis(20_000), 10, Vec::new()));
+        fold(&mut all, &passed(1, Nanos::from_millis(20_000), 10, Vec::new()));
         let later = Nanos::from_millis(30_000);
-        fold(&mut all, passed(2, later, 15, Vec::new()));
+        fold(&mut all, &passed(2, later, 15, Vec::new()));
 
         assert_eq!(all.passed(later, RESOURCE, shape), Some((5, 1.0)));
     }
@@ -544,7 +555,7 @@ mod tests {
         let now = Nanos::from_millis(7_000);
         let mut all = Fold::default();
         all.keep_windows([(RESOURCE, shape), (8, shape)].into_iter());
-        fold(&mut all, passed(1, now, 10, Vec::new()));
+        fold(&mut all, &passed(1, now, 10, Vec::new()));
         assert_eq!(all.passed(now, RESOURCE, shape), Some((10, 0.0)));
         let next = Nanos::from_millis(7_700);
         assert_eq!(all.passed(next, RESOURCE, shape).map(|(passed, _)| passed), Some(0));
@@ -569,11 +580,11 @@ mod tests {
         let mut all = Fold::default();
         // It has only shown that it lives before it learned that the service is another one.
         let alive = CounterFrame { entries: Vec::new(), ..passed(7, at, 0, Vec::new()) };
-        assert_eq!(fold(&mut all, alive), []);
-        assert_eq!(fold(&mut all, passed(8, at, 100, vec![counts(100)])), []);
+        assert_eq!(fold(&mut all, &alive), []);
+        assert_eq!(fold(&mut all, &passed(8, at, 100, vec![counts(100)])), []);
         assert_eq!(all.passed(at, RESOURCE, shape), Some((0, 0.0)));
 
-        let news = fold(&mut all, passed(9, at, 101, vec![counts(103)]));
+        let news = fold(&mut all, &passed(9, at, 101, vec![counts(103)]));
 
         assert_eq!(news, [counts(3)]);
         assert_eq!(all.passed(at, RESOURCE, shape), Some((1, 0.0)));
@@ -584,11 +595,11 @@ mod tests {
         let counts = |generation| BreakerCounts { generation, epoch: 0, complete: 3, bad: 1 };
         let at = Nanos::from_millis(1_000);
         let mut all = Fold::default();
-        let news = fold(&mut all, passed(1, at, 1, vec![counts(1), counts(2)]));
+        let news = fold(&mut all, &passed(1, at, 1, vec![counts(1), counts(2)]));
         assert_eq!(news, [counts(1), counts(2)]);
 
         all.forget_breakers(&|generation| generation == 2);
-        let news = fold(&mut all, passed(2, at, 1, vec![counts(1), counts(2)]));
+        let news = fold(&mut all, &passed(2, at, 1, vec![counts(1), counts(2)]));
         assert_eq!(news, [counts(1)], "the first is as new, the second is known");
     }
 }
