@@ -24,12 +24,6 @@ impl<K: Ord, V> Table<K, V> {
         self.entries.get(place).map(|(_, value)| value)
     }
 
-    /// The value of `key`, changeable.
-    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        let place = self.place(key).ok()?;
-        self.entries.get_mut(place).map(|(_, value)| value)
-    }
-
     /// The value of `key`, which is put there if it is missing. `None` never, but for the compiler.
     pub(crate) fn get_or_insert_with(
         &mut self,
@@ -73,9 +67,7 @@ impl<K: Ord, V> Table<K, V> {
     }
 
     fn place(&self, key: &K) -> Result<usize, usize> {
-        let place = self.entries.partition_point(|(known, _)| known < key);
-        let is_there = self.entries.get(place).is_some_and(|(known, _)| known == key);
-        if is_there { Ok(place) } else { Err(place) }
+        self.entries.binary_search_by(|(known, _)| known.cmp(key))
     }
 }
 

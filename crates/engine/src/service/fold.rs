@@ -22,6 +22,7 @@ use sentinel_wire::{
 
 use crate::{
     host::Meter,
+    rulebook::spread,
     table::Table,
     telemetry::{Metric, of_resource},
 };
@@ -106,7 +107,7 @@ struct Source {
     /// By the places of [`Resources`].
     baselines: Vec<Option<Box<Baseline>>>,
     /// By generation; none of a breaker that is gone.
-    breakers: Table<u64, BreakerCounts>,
+    breakers: HashTable<BreakerCounts>,
 }
 
 /// What one worker has said of one resource.
@@ -142,7 +143,14 @@ struct Windows {
     rt: LeapArray<RtHistogram>,
     /// Windows of odd lengths, each one slice and the one before.
     odd: Vec<(Span, LeapArray<MetricBucket>)>,
-    gauges: [Metric; GAUGES.len()],
+    gauges: [Gauge; GAUGES.len()],
+}
+
+/// A gauge of a resource, and what it shows: most of thousands stay as they are from one second to the next.
+#[derive(Clone, Copy, Debug, Default)]
+struct Gauge {
+    metric: Metric,
+    shown: Option<u64>,
 }
 
 impl Fold {
@@ -219,9 +227,12 @@ impl Fold {
         self.workers.iter().map(ack).collect()
     }
 
-    /// Forgets all workers: another service has heard them since.
+    /// Forgets all workers, and what gauges show: another service has heard the ones and set the others since.
     pub(super) fn forget_workers(&mut self) {
         self.workers = Table::default();
+        for windows in self.resources.windows.iter_mut().flatten() {
+            windows.gauges.iter_mut().for_each(|gauge| gauge.shown = None);
+        }
     }
 
     /// Forgets workers that have said nothing for `silence`, and what they had in flight: they are gone. A
@@ -233,7 +244,7 @@ impl Fold {
     /// Forgets what workers have said of breakers that are gone.
     pub(super) fn forget_breakers(&mut self, is_known: &dyn Fn(u64) -> bool) {
         for (_, source) in self.workers.iter_mut() {
-            source.breakers.retain_keys(|generation| is_known(*generation));
+            source.breakers.retain(|counts| is_known(counts.generation));
         }
     }
 
@@ -311,7 +322,10 @@ impl Fold {
             let name = &windows.name;
             for ((gauge, value), what) in windows.gauges.iter_mut().zip(recent.values()).zip(GAUGES)
             {
-                gauge.set(meter, value, |text| of_resource(name, what, text));
+                if gauge.shown != Some(value) {
+                    gauge.metric.set(meter, value, |text| of_resource(name, what, text));
+                    gauge.shown = Some(value);
+                }
             }
             // That one repeats what counts for others.
             if name != INBOUND {
@@ -405,12 +419,14 @@ impl Source {
         is_known: &dyn Fn(u64) -> bool,
     ) -> Option<BreakerCounts> {
         let generation = counts.generation;
-        let Some(baseline) = self.breakers.get_mut(&generation) else {
-            if is_known(generation) {
-                self.breakers.get_or_insert_with(generation, || *counts);
-                return (counts.complete > 0 && self.is_whole).then_some(*counts);
+        let is_it = |known: &BreakerCounts| known.generation == generation;
+        let Some(baseline) = self.breakers.find_mut(spread(generation), is_it) else {
+            if !is_known(generation) {
+                return None;
             }
-            return None;
+            let key = |known: &BreakerCounts| spread(known.generation);
+            self.breakers.insert_unique(spread(generation), *counts, key);
+            return (counts.complete > 0 && self.is_whole).then_some(*counts);
         };
         if baseline.epoch != counts.epoch || baseline.complete > counts.complete {
             *baseline = BreakerCounts { complete: 0, bad: 0, ..*counts };
@@ -485,7 +501,7 @@ impl Windows {
             minute: LeapArray::new(SECOND, MINUTE_SLICES),
             rt: LeapArray::new(SECOND, RT_SLICES),
             odd: Vec::new(),
-            gauges: [Metric::default(); GAUGES.len()],
+            gauges: [Gauge::default(); GAUGES.len()],
         };
         windows.keep_odd(odd_windows);
         windows
