@@ -56,7 +56,9 @@ pub fn encode<T: Serialize>(layout: u8, value: &T, bytes: &mut Vec<u8>) {
 
 /// Reads a whole value of `layout`.
 pub fn decode<T: DeserializeOwned>(layout: u8, bytes: &[u8]) -> Result<T, DecodeError> {
-    decode_with(layout, bytes, |reader| T::deserialize(reader))
+    let body = body(layout, bytes)?;
+    let (value, read) = read(body)?;
+    if read == body.len() { Ok(value) } else { Err(DecodeError::Malformed) }
 }
 
 /// Reads a whole value of `layout` with a reader of its own.

@@ -14,32 +14,6 @@ pub(crate) struct Reader<'de> {
     pub(crate) rest: &'de [u8],
 }
 
-/// A number of at most `bytes_max` bytes, and what follows it.
-#[inline(never)]
-fn unsigned_of(bytes: &[u8], bytes_max: usize) -> Option<(u64, &[u8])> {
-    let (&first, rest) = bytes.split_first()?;
-    if first <= SINGLE_BYTE_MAX {
-        return Some((u64::from(first), rest));
-    }
-    let (number, length, rest) = match first {
-        TWO_BYTES => {
-            let (bytes, rest) = rest.split_first_chunk()?;
-            (u64::from(u16::from_le_bytes(*bytes)), 2, rest)
-        }
-        FOUR_BYTES => {
-            let (bytes, rest) = rest.split_first_chunk()?;
-            (u64::from(u32::from_le_bytes(*bytes)), 4, rest)
-        }
-        EIGHT_BYTES => {
-            let (bytes, rest) = rest.split_first_chunk()?;
-            (u64::from_le_bytes(*bytes), 8, rest)
-        }
-        // The marker of sixteen bytes, and what is none.
-        _ => return None,
-    };
-    (length <= bytes_max).then_some((number, rest))
-}
-
 impl<'de> Reader<'de> {
     #[inline(never)]
     fn take(&mut self, length: usize) -> Result<&'de [u8], Malformed> {
@@ -65,21 +39,51 @@ impl<'de> Reader<'de> {
     /// A number of at most `bytes_max` bytes.
     #[inline(never)]
     fn unsigned(&mut self, bytes_max: usize) -> Result<u64, Malformed> {
-        let (number, rest) = unsigned_of(self.rest, bytes_max).ok_or(Malformed)?;
+        let (&first, rest) = self.rest.split_first().ok_or(Malformed)?;
+        self.rest = rest;
+        if first <= SINGLE_BYTE_MAX {
+            return Ok(u64::from(first));
+        }
+        // A frame has a hash and a time of eight bytes in each entry: read as such, and not byte by byte.
+        let (number, length, rest) = match first {
+            TWO_BYTES => {
+                let (bytes, rest) = rest.split_first_chunk().ok_or(Malformed)?;
+                (u64::from(u16::from_le_bytes(*bytes)), 2, rest)
+            }
+            FOUR_BYTES => {
+                let (bytes, rest) = rest.split_first_chunk().ok_or(Malformed)?;
+                (u64::from(u32::from_le_bytes(*bytes)), 4, rest)
+            }
+            EIGHT_BYTES => {
+                let (bytes, rest) = rest.split_first_chunk().ok_or(Malformed)?;
+                (u64::from_le_bytes(*bytes), 8, rest)
+            }
+            // The marker of sixteen bytes, and what is none.
+            _ => return Err(Malformed),
+        };
+        if length > bytes_max {
+            return Err(Malformed);
+        }
         self.rest = rest;
         Ok(number)
     }
 
-    /// A number of at most eight bytes; most are their own byte. Inlined, also where size comes first, and nobody else
-    /// is lent the reader: what stands in memory otherwise stays in registers for the thousands of numbers of a frame.
+    /// A number of at most eight bytes; most are their own byte. Inlined, also where size comes first, and for the others
+    /// it lends out a copy: so the thousands of numbers of a frame are read with the place in registers.
     #[inline(always)]
     pub(crate) fn long(&mut self) -> Result<u64, Malformed> {
-        let (number, rest) = match self.rest.split_first() {
-            Some((&first, rest)) if first <= SINGLE_BYTE_MAX => (u64::from(first), rest),
-            Some(_) | None => unsigned_of(self.rest, 8).ok_or(Malformed)?,
-        };
-        self.rest = rest;
-        Ok(number)
+        match self.rest.split_first() {
+            Some((&first, rest)) if first <= SINGLE_BYTE_MAX => {
+                self.rest = rest;
+                Ok(u64::from(first))
+            }
+            Some(_) | None => {
+                let mut copy = Reader { rest: self.rest };
+                let number = copy.unsigned(8)?;
+                self.rest = copy.rest;
+                Ok(number)
+            }
+        }
     }
 
     /// A number of the type `T`, in the form that is short on both sides of 0.
