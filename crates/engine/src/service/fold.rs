@@ -105,7 +105,7 @@ struct Source {
     waiting: u32,
     permits_owed: u64,
     /// By the places of [`Resources`].
-    baselines: Vec<Option<Box<Baseline>>>,
+    baselines: Vec<Baseline>,
     /// By generation; none of a breaker that is gone.
     breakers: HashTable<BreakerCounts>,
 }
@@ -113,7 +113,14 @@ struct Source {
 /// What one worker has said of one resource.
 #[derive(Debug, Default)]
 struct Baseline {
+    /// Beside the others', which once a second are added up.
     in_flight: u64,
+    said: Option<Box<Said>>,
+}
+
+/// Totals.
+#[derive(Debug, Default)]
+struct Said {
     totals: MetricBucket,
     /// By class, up to the highest one that was ever said.
     histogram: Vec<u64>,
@@ -303,7 +310,7 @@ impl Fold {
     pub(super) fn in_flight(&self, resource: u64) -> u64 {
         let Some(place) = self.resources.place(resource) else { return 0 };
         let baselines = self.workers.iter().filter_map(|(_, source)| source.baselines.get(place));
-        baselines.flatten().map(|baseline| baseline.in_flight).sum()
+        baselines.map(|baseline| baseline.in_flight).sum()
     }
 
     /// Shows in Envoy's gauges the windows, and what live workers, those heard of in the last `live`, hold.
@@ -353,8 +360,7 @@ impl Fold {
         let mut sums = vec![0_u64; self.resources.windows.len()];
         for (_, source) in self.workers.iter() {
             for (sum, baseline) in sums.iter_mut().zip(&source.baselines) {
-                let in_flight = baseline.as_ref().map_or(0, |baseline| baseline.in_flight);
-                *sum = sum.saturating_add(in_flight);
+                *sum = sum.saturating_add(baseline.in_flight);
             }
         }
         sums
@@ -384,12 +390,12 @@ impl Source {
         distributed: Option<&mut RtHistogram>,
     ) -> MetricBucket {
         if self.baselines.len() <= place {
-            self.baselines.resize_with(place.saturating_add(1), || None);
+            self.baselines.resize_with(place.saturating_add(1), Baseline::default);
         }
-        let Some(said) = self.baselines.get_mut(place) else { return MetricBucket::default() };
-        let is_said_again = !self.is_whole && said.is_none();
-        let said = said.get_or_insert_default();
-        said.in_flight = entry.in_flight;
+        let Some(baseline) = self.baselines.get_mut(place) else { return MetricBucket::default() };
+        baseline.in_flight = entry.in_flight;
+        let is_said_again = !self.is_whole && baseline.said.is_none();
+        let said = baseline.said.get_or_insert_default();
         let totals = entry.totals;
         if totals.pass < said.totals.pass || totals.block < said.totals.block {
             said.totals = MetricBucket::default();
@@ -438,7 +444,7 @@ impl Source {
     }
 }
 
-impl Baseline {
+impl Said {
     /// Moves the histogram, and counts in `distributed` what it moved by.
     fn distribute(&mut self, histogram: &[(u8, u64)], mut distributed: Option<&mut RtHistogram>) {
         for &(class, count) in histogram {
