@@ -19,6 +19,13 @@ pub struct LeapArray<B> {
     buckets: Box<[(BucketId, B)]>,
 }
 
+/// The slice of time that a moment falls in, and where it stands in rings of one shape: for whoever counts in many of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    slice: BucketId,
+    index: usize,
+}
+
 /// What a bucket holds: something that can be added up.
 pub trait Tally: Copy + Default {
     /// Adds all of `other`; saturates.
@@ -65,15 +72,18 @@ impl<B: Tally> LeapArray<B> {
 
     /// Adds to the slice of `now`. Counts of a slice that the ring has left are dropped.
     pub fn add(&mut self, now: Nanos, counts: &B) {
-        if let Some(bucket) = self.bucket_of(now) {
+        self.add_in(self.slot_of(now), counts);
+    }
+
+    /// Adds to a slice, as [`LeapArray::add`] does; the slot must be of this ring's shape.
+    pub fn add_in(&mut self, slot: Slot, counts: &B) {
+        if let Some(bucket) = self.bucket_in(slot) {
             bucket.add(counts);
         }
     }
 
-    /// The counts of the slice of `now`, to be added to. `None`: the ring has left that slice.
-    pub fn bucket_of(&mut self, now: Nanos) -> Option<&mut B> {
-        let slice = self.slice_at(now);
-        let index = self.index_of(slice);
+    /// The counts of a slice, to be added to; the slot must be of this ring's shape. `None`: the ring has left that slice.
+    pub fn bucket_in(&mut self, Slot { slice, index }: Slot) -> Option<&mut B> {
         let (stamp, bucket) = self.buckets.get_mut(index)?;
         if *stamp != slice {
             if stamp.get() != u64::MAX && *stamp > slice {
@@ -105,8 +115,8 @@ impl<B: Tally> LeapArray<B> {
 
     /// The place in the ring at which the slice of `now` stands, and when that slice begins.
     pub fn place_of(&self, now: Nanos) -> (usize, Nanos) {
-        let slice = self.slice_at(now);
-        (self.index_of(slice), Nanos::new(slice.get().saturating_mul(self.bucket_ns)))
+        let Slot { slice, index } = self.slot_of(now);
+        (index, Nanos::new(slice.get().saturating_mul(self.bucket_ns)))
     }
 
     /// Forgets everything.
@@ -120,8 +130,17 @@ impl<B: Tally> LeapArray<B> {
         BucketId::new(now.get() / self.bucket_ns)
     }
 
-    fn index_of(&self, slice: BucketId) -> usize {
-        usize::try_from(slice.get() % self.buckets.len() as u64).unwrap_or(0)
+    fn slot_of(&self, now: Nanos) -> Slot {
+        Slot::of(now, Span::new(self.bucket_ns), self.buckets.len())
+    }
+}
+
+impl Slot {
+    /// Where `now` stands in rings of `buckets` slices of `bucket` each.
+    pub fn of(now: Nanos, bucket: Span, buckets: usize) -> Self {
+        let slice = BucketId::new(now.get() / bucket.get().max(1));
+        let index = usize::try_from(slice.get() % buckets.max(1) as u64).unwrap_or(0);
+        Self { slice, index }
     }
 }
 

@@ -425,7 +425,7 @@ fn digest(name: &[u8]) -> usize {
 }
 
 /// Spreads generations, which follow each other, over a hash table.
-fn spread(generation: u64) -> u64 {
+pub(crate) fn spread(generation: u64) -> u64 {
     generation.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 

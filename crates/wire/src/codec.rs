@@ -14,7 +14,8 @@ use core::fmt;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use self::{reader::Reader, writer::Writer};
+pub(crate) use self::reader::Reader;
+use self::writer::Writer;
 
 /// The largest value that is ever decoded: a rule set (8 MiB). Decoding allocates no more than a small multiple
 /// of this.
@@ -60,6 +61,22 @@ pub fn decode<T: DeserializeOwned>(layout: u8, bytes: &[u8]) -> Result<T, Decode
     if read == body.len() { Ok(value) } else { Err(DecodeError::Malformed) }
 }
 
+/// Reads a whole value of `layout` with a reader of its own.
+pub(crate) fn decode_with<'a, T>(
+    layout: u8,
+    bytes: &'a [u8],
+    read: impl FnOnce(&mut Reader<'a>) -> Result<T, Malformed>,
+) -> Result<T, DecodeError> {
+    let mut reader = Reader { rest: body(layout, bytes)? };
+    if reader.rest.len() > VALUE_BYTES_MAX {
+        return Err(DecodeError::Malformed);
+    }
+    match read(&mut reader) {
+        Ok(value) if reader.rest.is_empty() => Ok(value),
+        Ok(_) | Err(Malformed) => Err(DecodeError::Malformed),
+    }
+}
+
 /// What follows the layout byte, if the layout is one that this build reads.
 pub(crate) fn body(layout: u8, bytes: &[u8]) -> Result<&[u8], DecodeError> {
     match bytes.split_first() {
@@ -86,7 +103,7 @@ pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), Deco
 
 /// Why a value has no form here, or bytes are none. It says no more: nobody reads what a machine has written wrong.
 #[derive(Clone, Copy, Debug)]
-struct Malformed;
+pub(crate) struct Malformed;
 
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,12 +4,13 @@
 //! service has acknowledged. So a frame that is lost, late or repeated costs nothing: the next one says
 //! all of it again, and who has folded a total once cannot fold it twice.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{borrow::ToOwned, string::String, vec::Vec};
+use core::ops::Range;
 
 use sentinel_core::stat::{MetricBucket, RT_CLASSES};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::codec::{self, DecodeError};
+use crate::codec::{self, DecodeError, Malformed, Reader};
 
 /// The layout of this build.
 pub const LAYOUT: u8 = 2;
@@ -19,7 +20,8 @@ pub const LAYOUT: u8 = 2;
 pub const FRAME_ENTRIES_MAX: usize = 256;
 
 /// One worker's totals of the resources it has touched.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub struct CounterFrame {
     /// The worker.
     pub incarnation: u64,
@@ -36,7 +38,8 @@ pub struct CounterFrame {
 }
 
 /// One resource's running totals since its worker's start.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub struct FrameEntry {
     /// The keyed hash of the resource's name.
     pub resource: u64,
@@ -64,7 +67,8 @@ pub struct FrameEntry {
 }
 
 /// What one worker has seen of one breaker since it entered its epoch: running totals.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub struct BreakerCounts {
     /// The breaker, by the generation of its entry in the rule set.
     pub generation: u64,
@@ -77,7 +81,7 @@ pub struct BreakerCounts {
 }
 
 /// The most breakers of one entry: as many as a set may have rules.
-pub const BREAKERS_MAX: usize = 100_000;
+pub const BREAKERS_MAX: u64 = 100_000;
 
 impl CounterFrame {
     /// Replaces `bytes` by this frame.
@@ -86,27 +90,257 @@ impl CounterFrame {
         codec::encode(LAYOUT, self, bytes);
     }
 
-    /// Reads a frame; one with more than [`FRAME_ENTRIES_MAX`] entries is malformed.
+    /// Reads a frame as [`FrameView::decode`] does, and keeps it.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let frame: Self = codec::decode(LAYOUT, bytes)?;
-        let sound = frame.entries.len() <= FRAME_ENTRIES_MAX
-            && frame.entries.iter().all(|entry| {
-                entry.histogram.len() <= RT_CLASSES && entry.breakers.len() <= BREAKERS_MAX
-            });
-        if sound { Ok(frame) } else { Err(DecodeError::Malformed) }
+        let view = FrameView::decode(bytes)?;
+        Ok(Self {
+            incarnation: view.incarnation,
+            sequence: view.sequence,
+            at_ns: view.at_ns,
+            waiting: view.waiting,
+            permits_owed: view.permits_owed,
+            entries: view.entries.iter().map(|entry| view.entry(entry)).collect(),
+        })
     }
 }
 
-impl FrameEntry {
-    /// The totals as counts.
-    pub fn totals(&self) -> MetricBucket {
-        MetricBucket {
-            pass: self.pass,
-            block: self.block,
-            complete: self.complete,
-            error: self.error,
-            rt_ms: self.rt_ms,
-            rt_min: self.rt_min,
+/// A [`CounterFrame`] as the service reads it, a thousand times a second: the names where they lie, one list for all
+/// breakers and one for all histograms.
+#[derive(Clone, Debug)]
+pub struct FrameView<'a> {
+    /// As in [`CounterFrame`].
+    pub incarnation: u64,
+    /// As in [`CounterFrame`].
+    pub sequence: u64,
+    /// As in [`CounterFrame`].
+    pub at_ns: u64,
+    /// As in [`CounterFrame`].
+    pub waiting: u32,
+    /// As in [`CounterFrame`].
+    pub permits_owed: u64,
+    /// At most [`FRAME_ENTRIES_MAX`].
+    pub entries: Vec<EntryView<'a>>,
+    breakers: Vec<BreakerCounts>,
+    classes: Vec<(u8, u64)>,
+}
+
+/// A [`FrameEntry`] of a [`FrameView`].
+#[derive(Clone, Debug)]
+pub struct EntryView<'a> {
+    /// The keyed hash of the resource's name.
+    pub resource: u64,
+    /// The name, until this service has acknowledged a frame that carried it.
+    pub name: Option<&'a str>,
+    /// All of them totals but the shortest response time.
+    pub totals: MetricBucket,
+    /// Requests open now.
+    pub in_flight: u64,
+    breakers: Range<usize>,
+    classes: Range<usize>,
+}
+
+impl<'a> FrameView<'a> {
+    /// Reads a frame; one with more than [`FRAME_ENTRIES_MAX`] entries is malformed.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        codec::decode_with(LAYOUT, bytes, Self::read)
+    }
+
+    /// What the breakers of the entry's resource have seen.
+    pub fn breakers_of(&self, entry: &EntryView<'_>) -> &[BreakerCounts] {
+        self.breakers.get(entry.breakers.clone()).unwrap_or_default()
+    }
+
+    /// Response times by class: (class, count).
+    pub fn histogram_of(&self, entry: &EntryView<'_>) -> &[(u8, u64)] {
+        self.classes.get(entry.classes.clone()).unwrap_or_default()
+    }
+
+    fn entry(&self, entry: &EntryView<'_>) -> FrameEntry {
+        let MetricBucket { pass, block, complete, error, rt_ms, rt_min } = entry.totals;
+        FrameEntry {
+            resource: entry.resource,
+            name: entry.name.map(ToOwned::to_owned),
+            pass,
+            block,
+            complete,
+            error,
+            rt_ms,
+            in_flight: entry.in_flight,
+            rt_min,
+            breakers: self.breakers_of(entry).to_vec(),
+            histogram: self.histogram_of(entry).to_vec(),
+        }
+    }
+
+    /// The fields in the order of [`CounterFrame`].
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let mut view = Self {
+            incarnation: reader.long()?,
+            sequence: reader.long()?,
+            at_ns: reader.long()?,
+            waiting: reader.number()?,
+            permits_owed: reader.long()?,
+            entries: Vec::new(),
+            breakers: Vec::new(),
+            classes: Vec::new(),
+        };
+        let count = reader.length()?;
+        if count > FRAME_ENTRIES_MAX {
+            return Err(Malformed);
+        }
+        // For most entries have one of each.
+        view.entries.reserve_exact(count);
+        view.breakers.reserve(count);
+        view.classes.reserve(count);
+        let mut own = Reader { rest: reader.rest };
+        for _ in 0..count {
+            view.read_entry(&mut own)?;
+        }
+        reader.rest = own.rest;
+        Ok(view)
+    }
+
+    /// The fields in the order of [`FrameEntry`].
+    #[inline(always)]
+    fn read_entry(&mut self, reader: &mut Reader<'a>) -> Result<(), Malformed> {
+        let resource = reader.long()?;
+        let name = match reader.byte_inlined()? {
+            0 => None,
+            1 => {
+                let mut own = Reader { rest: reader.rest };
+                let name = own.text()?;
+                reader.rest = own.rest;
+                Some(name)
+            }
+            _ => return Err(Malformed),
+        };
+        let pass = reader.long()?;
+        let block = reader.long()?;
+        let complete = reader.long()?;
+        let error = reader.long()?;
+        let rt_ms = reader.long()?;
+        let in_flight = reader.long()?;
+        let rt_min = reader.long()?;
+        let first_breaker = self.breakers.len();
+        let breakers = reader.long()?;
+        if breakers > BREAKERS_MAX {
+            return Err(Malformed);
+        }
+        for _ in 0..breakers {
+            self.breakers.push(BreakerCounts {
+                generation: reader.long()?,
+                epoch: reader.long()?,
+                complete: reader.long()?,
+                bad: reader.long()?,
+            });
+        }
+        let first_class = self.classes.len();
+        let classes = reader.long()?;
+        if classes > RT_CLASSES as u64 {
+            return Err(Malformed);
+        }
+        for _ in 0..classes {
+            self.classes.push((reader.byte_inlined()?, reader.long()?));
+        }
+        self.entries.push(EntryView {
+            resource,
+            name,
+            totals: MetricBucket { pass, block, complete, error, rt_ms, rt_min },
+            in_flight,
+            breakers: first_breaker..self.breakers.len(),
+            classes: first_class..self.classes.len(),
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_number() -> impl Strategy<Value = u64> {
+        prop_oneof![0..4_u64, 249..260_u64, any::<u64>()]
+    }
+
+    fn any_breaker() -> impl Strategy<Value = BreakerCounts> {
+        [any_number(), any_number(), any_number(), any_number()].prop_map(
+            |[generation, epoch, complete, bad]| BreakerCounts { generation, epoch, complete, bad },
+        )
+    }
+
+    fn any_entry() -> impl Strategy<Value = FrameEntry> {
+        let lists = (
+            prop::collection::vec(any_breaker(), 0..3),
+            prop::collection::vec((any::<u8>(), any_number()), 0..4),
+        );
+        let numbers = prop::collection::vec(any_number(), 8);
+        (any::<Option<String>>(), numbers, lists).prop_map(|(name, numbers, lists)| FrameEntry {
+            resource: numbers[0],
+            name,
+            pass: numbers[1],
+            block: numbers[2],
+            complete: numbers[3],
+            error: numbers[4],
+            rt_ms: numbers[5],
+            in_flight: numbers[6],
+            rt_min: numbers[7],
+            breakers: lists.0,
+            histogram: lists.1,
+        })
+    }
+
+    fn any_frame() -> impl Strategy<Value = CounterFrame> {
+        let numbers = [any_number(), any_number(), any_number(), any_number()];
+        (numbers, any::<u32>(), prop::collection::vec(any_entry(), 0..4)).prop_map(
+            |([incarnation, sequence, at_ns, permits_owed], waiting, entries)| CounterFrame {
+                incarnation,
+                sequence,
+                at_ns,
+                waiting,
+                permits_owed,
+                entries,
+            },
+        )
+    }
+
+    #[test]
+    fn a_frame_or_a_list_in_it_that_is_too_long_is_malformed() {
+        let with = |entries: usize, classes: usize| {
+            let histogram = alloc::vec![(0, 0); classes];
+            let entry = FrameEntry { histogram, ..FrameEntry::default() };
+            let entries = alloc::vec![entry; entries];
+            let mut bytes = Vec::new();
+            CounterFrame { entries, ..CounterFrame::default() }.encode(&mut bytes);
+            CounterFrame::decode(&bytes).map(|frame| frame.entries.len())
+        };
+        assert_eq!(with(FRAME_ENTRIES_MAX, RT_CLASSES), Ok(FRAME_ENTRIES_MAX));
+        assert_eq!(with(FRAME_ENTRIES_MAX + 1, 0), Err(DecodeError::Malformed));
+        assert_eq!(with(1, RT_CLASSES + 1), Err(DecodeError::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_in_place_is_what_serde_reads_of_damaged_bytes_too(
+            frame in any_frame(),
+            damage in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            let mut bytes = Vec::new();
+            frame.encode(&mut bytes);
+            if let Some((at, byte)) = damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            let read = CounterFrame::decode(&bytes);
+            if damage.is_none() && cut.is_none() {
+                prop_assert_eq!(&read, &Ok(frame));
+            }
+            prop_assert_eq!(read, codec::decode::<CounterFrame>(LAYOUT, &bytes));
         }
     }
 }

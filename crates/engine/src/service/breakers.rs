@@ -10,6 +10,7 @@
 use alloc::vec::Vec;
 use core::{cmp::Ordering, mem::discriminant};
 
+use hashbrown::HashTable;
 use sentinel_core::{
     ledger::{
         Ledger, Stamp,
@@ -32,6 +33,7 @@ use super::{Means, fold::YOUNG};
 use crate::{
     host::{Host, Meter},
     rule_state::terms_of,
+    rulebook::spread,
     shared::Then,
     telemetry::Total,
 };
@@ -41,6 +43,8 @@ use crate::{
 pub(super) struct Breakers {
     /// In ascending order of generations.
     breakers: Vec<Breaker>,
+    /// Where each generation stands in there.
+    places: HashTable<(u64, usize)>,
     /// Generations of those whose ledgers are read again at the next tick: the ones that are not closed, or that
     /// nobody could read.
     watched: Vec<u64>,
@@ -109,6 +113,12 @@ impl Breakers {
             self.breakers.push(Breaker::new(entry, same));
         }
         gone.extend(old);
+        self.places.clear();
+        for (place, breaker) in self.breakers.iter().enumerate() {
+            let key = |(generation, _): &(u64, usize)| spread(*generation);
+            let generation = breaker.generation;
+            self.places.insert_unique(spread(generation), (generation, place), key);
+        }
         self.hand_over(gone, &fresh);
         self.watched.clear();
         for index in 0..self.breakers.len() {
@@ -278,7 +288,8 @@ impl Breakers {
     }
 
     fn find(&self, generation: u64) -> Option<usize> {
-        self.breakers.binary_search_by(|breaker| breaker.generation.cmp(&generation)).ok()
+        let is_it = |(known, _): &(u64, usize)| *known == generation;
+        self.places.find(spread(generation), is_it).map(|(_, place)| *place)
     }
 }
 

@@ -4,23 +4,25 @@
 //! frame that directly follows the last one, and is young, counts in windows: a backlog of seconds that
 //! arrives at once must not look like a burst. Every other frame moves the baseline and nothing else.
 
-use alloc::{boxed::Box, string::String, vec, vec::Vec};
+use alloc::{borrow::ToOwned as _, boxed::Box, string::String, vec, vec::Vec};
 
+use hashbrown::HashTable;
 use sentinel_core::{
     order::sort_by,
     rule::INBOUND,
-    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram, Tally as _},
+    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram, Slot, Tally as _},
     system::Inbound,
     time::{Nanos, Span},
     window::{BUCKETS_MAX, WindowShape},
 };
 use sentinel_wire::{
-    frame::{BreakerCounts, CounterFrame, FrameEntry},
+    frame::{BreakerCounts, EntryView, FrameView},
     service::{ACKS_MAX, Ack},
 };
 
 use crate::{
     host::Meter,
+    rulebook::spread,
     table::Table,
     telemetry::{Metric, of_resource},
 };
@@ -39,13 +41,18 @@ const GAUGES: [&str; 6] =
 
 /// The slice that most windows are made of.
 const HALF_SECOND: Span = Span::from_millis(500);
+const SECOND: Span = Span::from_millis(1_000);
+
+/// How many slices the windows of a resource have.
+const SECONDS_SLICES: usize = BUCKETS_MAX + 1;
+const MINUTE_SLICES: usize = 60;
+const RT_SLICES: usize = 10;
 
 /// Everything that the frames have said.
 #[derive(Debug, Default)]
 pub(super) struct Fold {
     workers: Table<u64, Source>,
-    /// Boxed, as all that stands in large tables: a look-up reads keys that stand side by side, and only then what it is after.
-    resources: Table<u64, Box<Resource>>,
+    resources: Resources,
     /// Windows that rules ask for and that are not made of half seconds: of a resource, of this length; in
     /// order.
     odd_windows: Vec<(u64, Span)>,
@@ -87,14 +94,6 @@ impl Recent {
     }
 }
 
-/// What frames say to breakers.
-pub(super) struct BreakerNews<'a> {
-    /// Whether there is a breaker of this generation: nobody else is listened to.
-    pub(super) is_known: &'a dyn Fn(u64) -> bool,
-    /// What is new, of the time at which its frame was made.
-    pub(super) news: Vec<(Nanos, BreakerCounts)>,
-}
-
 /// One worker, as its frames tell.
 #[derive(Debug, Default)]
 struct Source {
@@ -105,28 +104,43 @@ struct Source {
     heard_at: Nanos,
     waiting: u32,
     permits_owed: u64,
-    baselines: Table<u64, Baseline>,
-    /// By generation.
-    breakers: Table<u64, BreakerCounts>,
+    /// By the places of [`Resources`].
+    baselines: Vec<Baseline>,
+    /// By generation; none of a breaker that is gone.
+    breakers: HashTable<BreakerCounts>,
 }
 
 /// What one worker has said of one resource.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Baseline {
+    /// Beside the others', which once a second are added up.
     in_flight: u64,
-    said: Box<Said>,
+    said: Option<Box<Said>>,
 }
 
 /// Totals.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Said {
     totals: MetricBucket,
-    histogram: [u64; RT_CLASSES],
+    /// By class, up to the highest one that was ever said.
+    histogram: Vec<u64>,
+}
+
+/// All resources of which any worker has spoken, each at a place that is its own for ever: one look-up for all that is
+/// known of it, here and in each worker's baselines.
+#[derive(Debug, Default)]
+struct Resources {
+    /// By hash.
+    places: HashTable<(u64, usize)>,
+    windows: Vec<Option<Box<Windows>>>,
+    /// How many have windows.
+    counted: usize,
 }
 
 /// One resource, over all workers.
 #[derive(Debug)]
-struct Resource {
+struct Windows {
+    hash: u64,
     name: String,
     /// 10 s in slices of 500 ms, and one more: a warm-up looks one slice back.
     seconds: LeapArray<MetricBucket>,
@@ -136,18 +150,27 @@ struct Resource {
     rt: LeapArray<RtHistogram>,
     /// Windows of odd lengths, each one slice and the one before.
     odd: Vec<(Span, LeapArray<MetricBucket>)>,
-    gauges: [Metric; GAUGES.len()],
+    gauges: [Gauge; GAUGES.len()],
+}
+
+/// A gauge of a resource, and what it shows: most of thousands stay as they are from one second to the next.
+#[derive(Clone, Copy, Debug, Default)]
+struct Gauge {
+    metric: Metric,
+    shown: Option<u64>,
 }
 
 impl Fold {
     /// Folds one frame. At most `resources_max` resources have windows: what is over is acknowledged and
-    /// not counted here; its totals are in Envoy's counters all the same.
+    /// not counted here; its totals are in Envoy's counters all the same. What is new of breakers, as of the time at which the
+    /// frame was made, goes to `news`, if the breaker's generation `is_known`: nobody else is listened to.
     pub(super) fn fold(
         &mut self,
         now: Nanos,
-        frame: CounterFrame,
+        frame: &FrameView<'_>,
         resources_max: usize,
-        breakers: &mut BreakerNews<'_>,
+        is_known: &dyn Fn(u64) -> bool,
+        news: &mut Vec<BreakerCounts>,
     ) {
         let known = self.workers.get(&frame.incarnation).is_some();
         if !known && self.workers.len() >= ACKS_MAX {
@@ -174,33 +197,28 @@ impl Fold {
 
         let at = Nanos::new(frame.at_ns);
         let counts_in_windows = missing == 0 && now.since(at) <= YOUNG;
-        for mut entry in frame.entries {
-            let counted = source.advance(&mut entry);
-            for counts in &entry.breakers {
-                if let Some(new) = source.advance_breaker(counts, breakers.is_known)
+        // Divisions are dear: once for each frame, and not for each entry.
+        let in_seconds = Slot::of(at, HALF_SECOND, SECONDS_SLICES);
+        let in_minute = Slot::of(at, SECOND, MINUTE_SLICES);
+        let in_rt = Slot::of(at, SECOND, RT_SLICES);
+        for entry in &frame.entries {
+            let place = self.resources.place_for(entry.resource);
+            let windows =
+                self.resources.windows_for(place, entry, resources_max, &self.odd_windows);
+            let mut windows = windows.filter(|_| counts_in_windows);
+            let distributed = windows.as_mut().and_then(|windows| windows.rt.bucket_in(in_rt));
+            let counted = source.advance(place, entry, frame.histogram_of(entry), distributed);
+            for counts in frame.breakers_of(entry) {
+                if let Some(new) = source.advance_breaker(counts, is_known)
                     && counts_in_windows
                 {
-                    breakers.news.push((at, new));
+                    news.push(new);
                 }
             }
-            // A name comes with every entry until this service has acknowledged one.
-            let is_new = self.resources.get(&entry.resource).is_none();
-            if is_new && (entry.name.is_none() || self.resources.len() >= resources_max) {
-                continue;
-            }
-            let name = entry.name.unwrap_or_default();
-            let odd = &self.odd_windows;
-            let new = || Box::new(Resource::new(name, entry.resource, odd));
-            let resource = self.resources.get_or_insert_with(entry.resource, new);
-            if let Some(resource) = resource.filter(|_| counts_in_windows) {
-                resource.seconds.add(at, &counted);
-                resource.minute.add(at, &counted);
-                if let Some(distributed) = resource.rt.bucket_of(at) {
-                    for &(class, count) in &entry.histogram {
-                        distributed.add_class(class, count);
-                    }
-                }
-                for (_, window) in &mut resource.odd {
+            if let Some(windows) = windows {
+                windows.seconds.add_in(in_seconds, &counted);
+                windows.minute.add_in(in_minute, &counted);
+                for (_, window) in &mut windows.odd {
                     window.add(at, &counted);
                 }
             }
@@ -216,9 +234,12 @@ impl Fold {
         self.workers.iter().map(ack).collect()
     }
 
-    /// Forgets all workers: another service has heard them since.
+    /// Forgets all workers, and what gauges show: another service has heard the ones and set the others since.
     pub(super) fn forget_workers(&mut self) {
         self.workers = Table::default();
+        for windows in self.resources.windows.iter_mut().flatten() {
+            windows.gauges.iter_mut().for_each(|gauge| gauge.shown = None);
+        }
     }
 
     /// Forgets workers that have said nothing for `silence`, and what they had in flight: they are gone. A
@@ -230,7 +251,7 @@ impl Fold {
     /// Forgets what workers have said of breakers that are gone.
     pub(super) fn forget_breakers(&mut self, is_known: &dyn Fn(u64) -> bool) {
         for (_, source) in self.workers.iter_mut() {
-            source.breakers.retain_keys(|generation| is_known(*generation));
+            source.breakers.retain(|counts| is_known(counts.generation));
         }
     }
 
@@ -240,8 +261,8 @@ impl Fold {
         let odd = asked.filter(|(_, shape)| shape.bucket() != HALF_SECOND);
         self.odd_windows = odd.map(|(resource, shape)| (resource, shape.bucket())).collect();
         sort_by(&mut self.odd_windows, Ord::cmp);
-        for (hash, resource) in self.resources.iter_mut() {
-            resource.keep_odd(*hash, &self.odd_windows);
+        for windows in self.resources.windows.iter_mut().flatten() {
+            windows.keep_odd(&self.odd_windows);
         }
     }
 
@@ -254,9 +275,9 @@ impl Fold {
         resource: u64,
         shape: WindowShape,
     ) -> Option<(u64, f64)> {
-        let resource = self.resources.get(&resource)?;
-        let odd = resource.odd.iter().find(|(slice, _)| *slice == shape.bucket());
-        let counts = odd.map_or(&resource.seconds, |(_, counts)| counts);
+        let windows = self.resources.get(resource)?;
+        let odd = windows.odd.iter().find(|(slice, _)| *slice == shape.bucket());
+        let counts = odd.map_or(&windows.seconds, |(_, counts)| counts);
         let sum = |now| counts.sum(now, u64::from(shape.buckets())).pass;
         let previous = sum(now - shape.bucket()) as f64 * 1e9 / shape.window().get() as f64;
         Some((sum(now), previous))
@@ -264,7 +285,7 @@ impl Fold {
 
     /// What is known of the resource that counts all that is inbound, but for the CPU.
     pub(super) fn inbound(&self, now: Nanos, resource: u64) -> Inbound {
-        let Some(counts) = self.resources.get(&resource).map(|resource| &resource.seconds) else {
+        let Some(counts) = self.resources.get(resource).map(|windows| &windows.seconds) else {
             return Inbound::default();
         };
         let best = counts.slices(now, SECOND_SLICES).map(|slice| slice.complete).max();
@@ -280,17 +301,16 @@ impl Fold {
     pub(super) fn window(&self, now: Nanos, resource: u64, window: Span) -> MetricBucket {
         let slices = window.as_millis().div_ceil(500);
         self.resources
-            .get(&resource)
-            .map(|resource| resource.seconds.sum(now, slices))
+            .get(resource)
+            .map(|windows| windows.seconds.sum(now, slices))
             .unwrap_or_default()
     }
 
     /// Requests of a resource that are open in all workers.
     pub(super) fn in_flight(&self, resource: u64) -> u64 {
-        let of = |(_, source): &(u64, Source)| {
-            source.baselines.get(&resource).map_or(0, |baseline| baseline.in_flight)
-        };
-        self.workers.iter().map(of).sum()
+        let Some(place) = self.resources.place(resource) else { return 0 };
+        let baselines = self.workers.iter().filter_map(|(_, source)| source.baselines.get(place));
+        baselines.map(|baseline| baseline.in_flight).sum()
     }
 
     /// Shows in Envoy's gauges the windows, and what live workers, those heard of in the last `live`, hold.
@@ -298,18 +318,21 @@ impl Fold {
         let in_flight = self.all_in_flight();
         let workers = &self.workers;
         let mut all = Recent::default();
-        for ((_, resource), in_flight) in self.resources.iter_mut().zip(in_flight) {
+        for (windows, in_flight) in self.resources.windows.iter_mut().zip(in_flight) {
+            let Some(windows) = windows else { continue };
             let recent = Recent {
                 in_flight,
-                last: resource.seconds.sum(now, GAUGE_SLICES),
-                minute: resource.minute.sum(now, 60),
-                rt: resource.rt.sum(now, GAUGE_SECONDS),
+                last: windows.seconds.sum(now, GAUGE_SLICES),
+                minute: windows.minute.sum(now, 60),
+                rt: windows.rt.sum(now, GAUGE_SECONDS),
             };
-            let name = &resource.name;
-            for ((gauge, value), what) in
-                resource.gauges.iter_mut().zip(recent.values()).zip(GAUGES)
+            let name = &windows.name;
+            for ((gauge, value), what) in windows.gauges.iter_mut().zip(recent.values()).zip(GAUGES)
             {
-                gauge.set(meter, value, |text| of_resource(name, what, text));
+                if gauge.shown != Some(value) {
+                    gauge.metric.set(meter, value, |text| of_resource(name, what, text));
+                    gauge.shown = Some(value);
+                }
             }
             // That one repeats what counts for others.
             if name != INBOUND {
@@ -332,17 +355,12 @@ impl Fold {
         }
     }
 
-    /// Open requests of each resource, in the order of the resources: side by side with each worker's, which stand in the
-    /// same order. (64 workers with 1,000 resources each were 64,000 look-ups.)
+    /// Open requests of each resource, by its place.
     fn all_in_flight(&self) -> Vec<u64> {
-        let mut sums = vec![0_u64; self.resources.len()];
+        let mut sums = vec![0_u64; self.resources.windows.len()];
         for (_, source) in self.workers.iter() {
-            let mut baselines = source.baselines.iter().peekable();
-            for ((hash, _), sum) in self.resources.iter().zip(&mut sums) {
-                while baselines.next_if(|(known, _)| known < hash).is_some() {}
-                if let Some((_, baseline)) = baselines.next_if(|(known, _)| known == hash) {
-                    *sum = sum.saturating_add(baseline.in_flight);
-                }
+            for (sum, baseline) in sums.iter_mut().zip(&source.baselines) {
+                *sum = sum.saturating_add(baseline.in_flight);
             }
         }
         sums
@@ -361,29 +379,31 @@ impl Fold {
 }
 
 impl Source {
-    /// Moves the baseline of one resource, and says what it moved by: the histogram in place of the entry's totals. A worker
-    /// whose totals have gone back has forgotten the resource in between and begun anew: then all of it is new.
-    fn advance(&mut self, entry: &mut FrameEntry) -> MetricBucket {
-        let totals = entry.totals();
-        let is_said_again = !self.is_whole && self.baselines.get(&entry.resource).is_none();
-        let Some(baseline) = self.baselines.get_or_insert_with(entry.resource, Baseline::new)
-        else {
-            return MetricBucket::default();
-        };
+    /// Moves the baseline of the resource at a place, and says what it moved by; new response times are counted in
+    /// `distributed`. A worker whose totals have gone back has forgotten the resource in between and begun anew: then all of
+    /// it is new.
+    fn advance(
+        &mut self,
+        place: usize,
+        entry: &EntryView<'_>,
+        histogram: &[(u8, u64)],
+        distributed: Option<&mut RtHistogram>,
+    ) -> MetricBucket {
+        if self.baselines.len() <= place {
+            self.baselines.resize_with(place.saturating_add(1), Baseline::default);
+        }
+        let Some(baseline) = self.baselines.get_mut(place) else { return MetricBucket::default() };
         baseline.in_flight = entry.in_flight;
-        let said = &mut *baseline.said;
+        let is_said_again = !self.is_whole && baseline.said.is_none();
+        let said = baseline.said.get_or_insert_default();
+        let totals = entry.totals;
         if totals.pass < said.totals.pass || totals.block < said.totals.block {
-            *said = Said::default();
+            said.totals = MetricBucket::default();
+            said.histogram.clear();
         }
         let old = core::mem::replace(&mut said.totals, totals);
-        for (class, count) in &mut entry.histogram {
-            if let Some(old) = said.histogram.get_mut(usize::from(*class)) {
-                let total = core::mem::replace(old, *count);
-                *count = count.saturating_sub(total);
-            }
-        }
+        said.distribute(histogram, distributed.filter(|_| !is_said_again));
         if is_said_again {
-            entry.histogram.clear();
             return MetricBucket::default();
         }
         MetricBucket {
@@ -404,54 +424,98 @@ impl Source {
         counts: &BreakerCounts,
         is_known: &dyn Fn(u64) -> bool,
     ) -> Option<BreakerCounts> {
-        if !is_known(counts.generation) {
-            return None;
-        }
-        let is_said_again = !self.is_whole && self.breakers.get(&counts.generation).is_none();
-        let baseline = self.breakers.get_or_insert_with(counts.generation, || none_of(counts))?;
+        let generation = counts.generation;
+        let is_it = |known: &BreakerCounts| known.generation == generation;
+        let Some(baseline) = self.breakers.find_mut(spread(generation), is_it) else {
+            if !is_known(generation) {
+                return None;
+            }
+            let key = |known: &BreakerCounts| spread(known.generation);
+            self.breakers.insert_unique(spread(generation), *counts, key);
+            return (counts.complete > 0 && self.is_whole).then_some(*counts);
+        };
         if baseline.epoch != counts.epoch || baseline.complete > counts.complete {
-            *baseline = none_of(counts);
+            *baseline = BreakerCounts { complete: 0, bad: 0, ..*counts };
         }
         let old = core::mem::replace(baseline, *counts);
         let complete = counts.complete.saturating_sub(old.complete);
         let bad = counts.bad.saturating_sub(old.bad);
-        (complete > 0 && !is_said_again).then_some(BreakerCounts { complete, bad, ..*counts })
+        (complete > 0).then_some(BreakerCounts { complete, bad, ..*counts })
     }
 }
 
-/// A breaker of which nothing has been said in this epoch.
-fn none_of(counts: &BreakerCounts) -> BreakerCounts {
-    BreakerCounts { complete: 0, bad: 0, ..*counts }
-}
-
-impl Baseline {
-    fn new() -> Self {
-        Self { in_flight: 0, said: Box::default() }
+impl Said {
+    /// Moves the histogram, and counts in `distributed` what it moved by.
+    fn distribute(&mut self, histogram: &[(u8, u64)], mut distributed: Option<&mut RtHistogram>) {
+        for &(class, count) in histogram {
+            let place = usize::from(class);
+            if self.histogram.len() <= place && place < RT_CLASSES {
+                self.histogram.resize(place + 1, 0);
+            }
+            let Some(total) = self.histogram.get_mut(place) else { continue };
+            let old = core::mem::replace(total, count);
+            if let Some(distributed) = &mut distributed {
+                distributed.add_class(class, count.saturating_sub(old));
+            }
+        }
     }
 }
 
-impl Default for Said {
-    fn default() -> Self {
-        Self { totals: MetricBucket::default(), histogram: [0; RT_CLASSES] }
+impl Resources {
+    fn place(&self, hash: u64) -> Option<usize> {
+        self.places.find(hash, |(known, _)| *known == hash).map(|(_, place)| *place)
+    }
+
+    /// The place of a resource, which gets one with the first that is said of it.
+    fn place_for(&mut self, hash: u64) -> usize {
+        self.place(hash).unwrap_or_else(|| {
+            let place = self.windows.len();
+            self.windows.push(None);
+            self.places.insert_unique(hash, (hash, place), |(hash, _)| *hash);
+            place
+        })
+    }
+
+    fn get(&self, hash: u64) -> Option<&Windows> {
+        self.windows.get(self.place(hash)?)?.as_deref()
+    }
+
+    /// The windows of the resource at a place. It gets them with its name, which comes with every entry until this service
+    /// has acknowledged one.
+    fn windows_for(
+        &mut self,
+        place: usize,
+        entry: &EntryView<'_>,
+        resources_max: usize,
+        odd: &[(u64, Span)],
+    ) -> Option<&mut Windows> {
+        let windows = self.windows.get_mut(place)?;
+        if windows.is_none() && self.counted < resources_max {
+            *windows = Some(Box::new(Windows::new(entry.name?.to_owned(), entry.resource, odd)));
+            self.counted += 1;
+        }
+        windows.as_deref_mut()
     }
 }
 
-impl Resource {
+impl Windows {
     fn new(name: String, hash: u64, odd_windows: &[(u64, Span)]) -> Self {
-        let mut resource = Self {
+        let mut windows = Self {
+            hash,
             name,
-            seconds: LeapArray::new(HALF_SECOND, BUCKETS_MAX + 1),
-            minute: LeapArray::new(Span::from_millis(1_000), 60),
-            rt: LeapArray::new(Span::from_millis(1_000), 10),
+            seconds: LeapArray::new(HALF_SECOND, SECONDS_SLICES),
+            minute: LeapArray::new(SECOND, MINUTE_SLICES),
+            rt: LeapArray::new(SECOND, RT_SLICES),
             odd: Vec::new(),
-            gauges: [Metric::default(); GAUGES.len()],
+            gauges: [Gauge::default(); GAUGES.len()],
         };
-        resource.keep_odd(hash, odd_windows);
-        resource
+        windows.keep_odd(odd_windows);
+        windows
     }
 
     /// Keeps the windows of this resource that are on the list, and begins those that are new.
-    fn keep_odd(&mut self, hash: u64, wanted: &[(u64, Span)]) {
+    fn keep_odd(&mut self, wanted: &[(u64, Span)]) {
+        let hash = self.hash;
         let first = wanted.partition_point(|(resource, _)| *resource < hash);
         let own = || {
             let rest = wanted.iter().skip(first).take_while(|(resource, _)| *resource == hash);
@@ -473,6 +537,8 @@ const SECOND_SLICES: u64 = 2;
 mod tests {
     use alloc::{string::ToString as _, vec};
 
+    use sentinel_wire::frame::{CounterFrame, FrameEntry};
+
     use super::*;
 
     const RESOURCE: u64 = 7;
@@ -484,11 +550,13 @@ mod tests {
         CounterFrame { incarnation: 1, sequence, at_ns, entries: vec![entry], ..Default::default() }
     }
 
-    fn fold(fold: &mut Fold, frame: CounterFrame) -> Vec<(Nanos, BreakerCounts)> {
+    fn fold(fold: &mut Fold, frame: &CounterFrame) -> Vec<BreakerCounts> {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        let mut news = Vec::new();
         let now = Nanos::new(frame.at_ns);
-        let mut news = BreakerNews { is_known: &|_| true, news: Vec::new() };
-        fold.fold(now, frame, 100, &mut news);
-        news.news
+        fold.fold(now, &FrameView::decode(&bytes).unwrap(), 100, &|_| true, &mut news);
+        news
     }
 
     #[test]
@@ -496,9 +564,9 @@ mod tests {
         let shape = WindowShape::for_flow(10_000);
         let mut all = Fold::default();
         assert_eq!(all.passed(Nanos::default(), RESOURCE, shape), None);
-        fold(&mut all, passed(1, Nanos::from_millis(20_000), 10, Vec::new()));
+        fold(&mut all, &passed(1, Nanos::from_millis(20_000), 10, Vec::new()));
         let later = Nanos::from_millis(30_000);
-        fold(&mut all, passed(2, later, 15, Vec::new()));
+        fold(&mut all, &passed(2, later, 15, Vec::new()));
 
         assert_eq!(all.passed(later, RESOURCE, shape), Some((5, 1.0)));
     }
@@ -509,15 +577,20 @@ mod tests {
         let now = Nanos::from_millis(7_000);
         let mut all = Fold::default();
         all.keep_windows([(RESOURCE, shape), (8, shape)].into_iter());
-        fold(&mut all, passed(1, now, 10, Vec::new()));
+        fold(&mut all, &passed(1, now, 10, Vec::new()));
         assert_eq!(all.passed(now, RESOURCE, shape), Some((10, 0.0)));
         let next = Nanos::from_millis(7_700);
         assert_eq!(all.passed(next, RESOURCE, shape).map(|(passed, _)| passed), Some(0));
 
         let other = WindowShape::for_flow(300);
         all.keep_windows([(RESOURCE, other)].into_iter());
-        let slices: Vec<Span> =
-            all.resources.iter().flat_map(|(_, r)| r.odd.iter().map(|(slice, _)| *slice)).collect();
+        let slices: Vec<Span> = all
+            .resources
+            .windows
+            .iter()
+            .flatten()
+            .flat_map(|r| r.odd.iter().map(|(slice, _)| *slice))
+            .collect();
         assert_eq!(slices, [Span::from_millis(300)]);
     }
 
@@ -529,13 +602,13 @@ mod tests {
         let mut all = Fold::default();
         // It has only shown that it lives before it learned that the service is another one.
         let alive = CounterFrame { entries: Vec::new(), ..passed(7, at, 0, Vec::new()) };
-        assert_eq!(fold(&mut all, alive), []);
-        assert_eq!(fold(&mut all, passed(8, at, 100, vec![counts(100)])), []);
+        assert_eq!(fold(&mut all, &alive), []);
+        assert_eq!(fold(&mut all, &passed(8, at, 100, vec![counts(100)])), []);
         assert_eq!(all.passed(at, RESOURCE, shape), Some((0, 0.0)));
 
-        let news = fold(&mut all, passed(9, at, 101, vec![counts(103)]));
+        let news = fold(&mut all, &passed(9, at, 101, vec![counts(103)]));
 
-        assert_eq!(news, [(at, counts(3))]);
+        assert_eq!(news, [counts(3)]);
         assert_eq!(all.passed(at, RESOURCE, shape), Some((1, 0.0)));
     }
 
@@ -544,11 +617,11 @@ mod tests {
         let counts = |generation| BreakerCounts { generation, epoch: 0, complete: 3, bad: 1 };
         let at = Nanos::from_millis(1_000);
         let mut all = Fold::default();
-        let news = fold(&mut all, passed(1, at, 1, vec![counts(1), counts(2)]));
-        assert_eq!(news, [(at, counts(1)), (at, counts(2))]);
+        let news = fold(&mut all, &passed(1, at, 1, vec![counts(1), counts(2)]));
+        assert_eq!(news, [counts(1), counts(2)]);
 
         all.forget_breakers(&|generation| generation == 2);
-        let news = fold(&mut all, passed(2, at, 1, vec![counts(1), counts(2)]));
-        assert_eq!(news, [(at, counts(1))], "the first is as new, the second is known");
+        let news = fold(&mut all, &passed(2, at, 1, vec![counts(1), counts(2)]));
+        assert_eq!(news, [counts(1)], "the first is as new, the second is known");
     }
 }

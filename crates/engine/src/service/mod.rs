@@ -16,7 +16,11 @@ use sentinel_core::{
     time::{Nanos, Span},
 };
 use sentinel_wire::{
-    DecodeError, frame::CounterFrame, key::Key, rules::RuleEntry, service::ServiceBeat,
+    DecodeError,
+    frame::{BreakerCounts, FrameView},
+    key::Key,
+    rules::RuleEntry,
+    service::ServiceBeat,
 };
 
 use crate::{
@@ -35,7 +39,7 @@ mod sources;
 
 use breakers::Breakers;
 use decide::{Judge, Standing};
-use fold::{BreakerNews, Fold};
+use fold::Fold;
 use publish::Publication;
 pub use sources::{Answer, Fetch};
 use sources::{News, Sources};
@@ -73,6 +77,8 @@ pub struct Service {
     breakers: Breakers,
     judge: Judge,
     frame: Vec<u8>,
+    /// What a frame has said of breakers.
+    news: Vec<BreakerCounts>,
     /// Frames taken off the queue, unreadable ones too.
     frames_folded: u64,
     /// Rule sets that could not be taken up.
@@ -145,6 +151,7 @@ impl Service {
             breakers: Breakers::default(),
             judge: Judge::default(),
             frame: Vec::new(),
+            news: Vec::new(),
             frames_folded: 0,
             rules_rejected: 0,
             is_nudged: false,
@@ -589,18 +596,19 @@ impl Service {
                 continue;
             }
             self.frames_folded = self.frames_folded.saturating_add(1);
-            match CounterFrame::decode(&self.frame) {
+            match FrameView::decode(&self.frame) {
                 Ok(frame) => {
+                    let at = Nanos::new(frame.at_ns);
                     let breakers = &self.breakers;
                     let is_known = |generation| breakers.knows(generation);
-                    let mut of_breakers = BreakerNews { is_known: &is_known, news: Vec::new() };
-                    self.fold.fold(now, frame, resources_max, &mut of_breakers);
-                    let news = of_breakers.news;
+                    self.fold.fold(now, &frame, resources_max, &is_known, &mut self.news);
                     self.unacknowledged = true;
+                    let mut news = core::mem::take(&mut self.news);
                     let (breakers, mut means) = self.breakers_and_means(host, now);
-                    for (at, new) in &news {
-                        breakers.count(*at, new, &mut means);
+                    for new in news.drain(..) {
+                        breakers.count(at, &new, &mut means);
                     }
+                    self.news = news;
                 }
                 Err(error) => {
                     self.fold.frames_lost = self.fold.frames_lost.saturating_add(1);

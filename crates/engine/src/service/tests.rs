@@ -23,7 +23,7 @@ use sentinel_core::{
 };
 use sentinel_wire::{
     decisions::Decisions,
-    frame::{BreakerCounts, FrameEntry},
+    frame::{BreakerCounts, CounterFrame, FrameEntry},
     ledger::{self, Value},
 };
 
@@ -902,4 +902,28 @@ fn what_another_service_has_written_in_between_is_written_over() {
     first.tick(&mut host);
     assert!(first.is_holder());
     assert_eq!(host.decisions(), [(1, 1)]);
+}
+
+#[test]
+fn a_gauge_of_a_resource_is_set_when_it_changes_and_when_another_service_may_have_set_it() {
+    const GAUGE: &str = "resource.a.block_qps";
+    let mut host = TinyHost::new();
+    let mut first = service(&mut host, Vec::new());
+    Told::new(1).passed(&mut host, &first, "a", 1);
+    first.settle(&mut host);
+    assert_eq!(host.gauge(GAUGE), Some(0));
+
+    let place = host.metrics.iter().position(|(name, _)| name.ends_with(GAUGE)).unwrap();
+    host.metrics[place].1 = 7;
+    first.settle(&mut host);
+    assert_eq!(host.gauge(GAUGE), Some(7), "nobody sets what has not changed");
+
+    host.at_ms(2_500);
+    let mut second = Service::configure(&mut host, config(Vec::new()));
+    second.tick(&mut host);
+    host.at_ms(5_000);
+    first.tick(&mut host);
+    first.settle(&mut host);
+    assert!(first.is_holder());
+    assert_eq!(host.gauge(GAUGE), Some(0));
 }

@@ -10,12 +10,8 @@ use serde::de::{
 use super::{EIGHT_BYTES, FOUR_BYTES, Malformed, SINGLE_BYTE_MAX, TWO_BYTES};
 
 /// What has not been read yet.
-pub(super) struct Reader<'de> {
-    pub(super) rest: &'de [u8],
-}
-
-fn first_of<const N: usize>(bytes: &[u8]) -> Result<&[u8; N], Malformed> {
-    bytes.first_chunk().ok_or(Malformed)
+pub(crate) struct Reader<'de> {
+    pub(crate) rest: &'de [u8],
 }
 
 impl<'de> Reader<'de> {
@@ -29,6 +25,12 @@ impl<'de> Reader<'de> {
     // Once for each of sixteen bytes of a key, otherwise.
     #[inline(never)]
     fn byte(&mut self) -> Result<u8, Malformed> {
+        self.byte_inlined()
+    }
+
+    /// As [`Reader::long`].
+    #[inline(always)]
+    pub(crate) fn byte_inlined(&mut self) -> Result<u8, Malformed> {
         let (&byte, rest) = self.rest.split_first().ok_or(Malformed)?;
         self.rest = rest;
         Ok(byte)
@@ -43,18 +45,45 @@ impl<'de> Reader<'de> {
             return Ok(u64::from(first));
         }
         // A frame has a hash and a time of eight bytes in each entry: read as such, and not byte by byte.
-        let (number, length) = match first {
-            TWO_BYTES => (u64::from(u16::from_le_bytes(*first_of(rest)?)), 2),
-            FOUR_BYTES => (u64::from(u32::from_le_bytes(*first_of(rest)?)), 4),
-            EIGHT_BYTES => (u64::from_le_bytes(*first_of(rest)?), 8),
+        let (number, length, rest) = match first {
+            TWO_BYTES => {
+                let (bytes, rest) = rest.split_first_chunk().ok_or(Malformed)?;
+                (u64::from(u16::from_le_bytes(*bytes)), 2, rest)
+            }
+            FOUR_BYTES => {
+                let (bytes, rest) = rest.split_first_chunk().ok_or(Malformed)?;
+                (u64::from(u32::from_le_bytes(*bytes)), 4, rest)
+            }
+            EIGHT_BYTES => {
+                let (bytes, rest) = rest.split_first_chunk().ok_or(Malformed)?;
+                (u64::from_le_bytes(*bytes), 8, rest)
+            }
             // The marker of sixteen bytes, and what is none.
             _ => return Err(Malformed),
         };
         if length > bytes_max {
             return Err(Malformed);
         }
-        self.take(length)?;
+        self.rest = rest;
         Ok(number)
+    }
+
+    /// A number of at most eight bytes; most are their own byte. Inlined, also where size comes first, and for the others
+    /// it lends out a copy: so the thousands of numbers of a frame are read with the place in registers.
+    #[inline(always)]
+    pub(crate) fn long(&mut self) -> Result<u64, Malformed> {
+        match self.rest.split_first() {
+            Some((&first, rest)) if first <= SINGLE_BYTE_MAX => {
+                self.rest = rest;
+                Ok(u64::from(first))
+            }
+            Some(_) | None => {
+                let mut copy = Reader { rest: self.rest };
+                let number = copy.unsigned(8)?;
+                self.rest = copy.rest;
+                Ok(number)
+            }
+        }
     }
 
     /// A number of the type `T`, in the form that is short on both sides of 0.
@@ -64,12 +93,12 @@ impl<'de> Reader<'de> {
         T::try_from(number).map_err(|_| Malformed)
     }
 
-    fn number<T: TryFrom<u64>>(&mut self) -> Result<T, Malformed> {
+    pub(crate) fn number<T: TryFrom<u64>>(&mut self) -> Result<T, Malformed> {
         T::try_from(self.unsigned(size_of::<T>())?).map_err(|_| Malformed)
     }
 
     /// A length, which takes eight bytes however long the machine's are.
-    fn length(&mut self) -> Result<usize, Malformed> {
+    pub(crate) fn length(&mut self) -> Result<usize, Malformed> {
         usize::try_from(self.unsigned(8)?).map_err(|_| Malformed)
     }
 
@@ -80,7 +109,7 @@ impl<'de> Reader<'de> {
     }
 
     #[inline(never)]
-    fn text(&mut self) -> Result<&'de str, Malformed> {
+    pub(crate) fn text(&mut self) -> Result<&'de str, Malformed> {
         str::from_utf8(self.bytes()?).map_err(|_| Malformed)
     }
 
