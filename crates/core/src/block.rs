@@ -294,7 +294,7 @@ fn push_escaped_text(json: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use alloc::{format, string::ToString as _, vec};
+    use alloc::{format, vec};
 
     use proptest::prelude::*;
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use wasmi::{Caller, Engine, Error, Func, Global, Linker, Memory, Module, Store, TypedFunc, Val};
 
-use super::input::Exchange;
+use super::input::{Exchange, Pairs};
 use super::process::{BAD_ARGUMENT, NOT_FOUND, OK, Process};
 
 /// A running module.
@@ -254,7 +254,7 @@ impl State {
         Ok(pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()))
     }
 
-    fn headers(&self, map: u32) -> Result<&[(Vec<u8>, Vec<u8>)], u32> {
+    fn headers(&self, map: u32) -> Result<&Pairs, u32> {
         let pairs = match (map, self.moment) {
             (0, Moment::Request | Moment::Log) => self.exchange().map(|seen| &seen.request),
             (2, Moment::Log) => self.exchange().map(|seen| &seen.response),
@@ -262,7 +262,7 @@ impl State {
             (6, Moment::CallAnswer) => Some(&self.call_answer.response),
             _ => None,
         };
-        pairs.map(Vec::as_slice).ok_or(BAD_ARGUMENT)
+        pairs.ok_or(BAD_ARGUMENT)
     }
 
     fn property(&self, path: &[u8]) -> Option<Vec<u8>> {
@@ -579,7 +579,7 @@ fn link_streams(linker: &mut Linker<State>) -> Result<(), Error> {
             if let Some(status) = refusal(&mut host, "proxy_get_header_map_pairs") {
                 return Ok(status);
             }
-            match host.data().headers(map).map(map_of) {
+            match host.data().headers(map).map(|pairs| map_of(pairs)) {
                 Ok(map) => give(&mut host, &map, data, size),
                 Err(status) => Ok(status),
             }

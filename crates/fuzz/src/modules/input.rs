@@ -3,7 +3,7 @@
 use fastrand::Rng;
 
 /// Names and values.
-type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+pub(super) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A request and what becomes of it, or a connection.
 #[derive(Clone, Debug, Default)]
