@@ -137,6 +137,10 @@ struct Resources {
     counted: usize,
 }
 
+/// How many resources are told apart in the life of a service, those of rules that are long gone too. Of what is over,
+/// only breakers count.
+const PLACES_MAX: usize = 1 << 17;
+
 /// One resource, over all workers.
 #[derive(Debug)]
 struct Windows {
@@ -203,11 +207,15 @@ impl Fold {
         let in_rt = Slot::of(at, SECOND, RT_SLICES);
         for entry in &frame.entries {
             let place = self.resources.place_for(entry.resource);
-            let windows =
-                self.resources.windows_for(place, entry, resources_max, &self.odd_windows);
+            let windows = place.and_then(|place| {
+                self.resources.windows_for(place, entry, resources_max, &self.odd_windows)
+            });
             let mut windows = windows.filter(|_| counts_in_windows);
             let distributed = windows.as_mut().and_then(|windows| windows.rt.bucket_in(in_rt));
-            let counted = source.advance(place, entry, frame.histogram_of(entry), distributed);
+            let histogram = frame.histogram_of(entry);
+            let counted = place
+                .map(|place| source.advance(place, entry, histogram, distributed))
+                .unwrap_or_default();
             for counts in frame.breakers_of(entry) {
                 if let Some(new) = source.advance_breaker(counts, is_known)
                     && counts_in_windows
@@ -466,13 +474,16 @@ impl Resources {
         self.places.find(hash, |(known, _)| *known == hash).map(|(_, place)| *place)
     }
 
-    /// The place of a resource, which gets one with the first that is said of it.
-    fn place_for(&mut self, hash: u64) -> usize {
-        self.place(hash).unwrap_or_else(|| {
+    /// The place of a resource, which gets one with the first that is said of it. `None`: there are [`PLACES_MAX`].
+    fn place_for(&mut self, hash: u64) -> Option<usize> {
+        self.place(hash).or_else(|| {
             let place = self.windows.len();
+            if place >= PLACES_MAX {
+                return None;
+            }
             self.windows.push(None);
             self.places.insert_unique(hash, (hash, place), |(hash, _)| *hash);
-            place
+            Some(place)
         })
     }
 
