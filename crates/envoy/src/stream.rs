@@ -35,8 +35,9 @@ impl Headers {
         ffi::headers(0).map(Self)
     }
 
-    /// The first header of this name, in lower case.
+    /// The first header of this name, in lower case. As where Envoy is asked for one alone, `host` is `:authority`.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
+        let name = if name == "host" { ":authority" } else { name };
         // The number of headers, the lengths of each one's name and value, then all names and values with a NUL behind each.
         let (count, rest) = self.0.split_first_chunk()?;
         let lengths = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(8)?;
