@@ -150,6 +150,8 @@ fn check_isolation(envoy: PathBuf) {
     // Whoever goes makes room, however he goes.
     admitted.pop().unwrap().vanish().unwrap();
     drop(admitted.pop());
+    // The upstream may hear of the next one before it hears that these have gone.
+    tcp.world.when("the upstream to see them go", || (tcp.upstream.open() == 8).then_some(()));
     drop(tcp.fill(2));
     assert_eq!(tcp.upstream.most_open(), 10);
     drop(admitted);
