@@ -47,8 +47,8 @@ pub(crate) struct Nodes {
     proxy_totals: MetricBucket,
     /// What resources without series of their own have counted: shown under `other`.
     shared_totals: MetricBucket,
-    /// Response times that Envoy does not have yet: one after the other at the next report they cost a third of what each
-    /// does alone, between a request and the next.
+    /// Response times that Envoy does not have yet: told one after the other at the next report, and not one by one in the
+    /// requests' way.
     times: Vec<(MetricId, u64)>,
 }
 

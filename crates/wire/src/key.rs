@@ -58,7 +58,7 @@ impl Key {
             Self::Signal(signal) => ("sentinel/s/", Some(u32::from(signal))),
         };
         name.push_str(kind);
-        // Written for each claim: a third of what `{}` takes.
+        // Written for each claim, so without what `{}` brings along.
         if let Some(number) = number {
             let mut room = [0; WHOLE_DIGITS];
             let digits = whole_digits(u64::from(number), &mut room);
