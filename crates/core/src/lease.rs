@@ -51,6 +51,7 @@ pub enum Look {
 
 impl Lease {
     /// Whether `batch` tokens can be had at `now`, changing nothing.
+    #[inline(always)]
     pub fn look(&self, shape: WindowShape, now: Nanos, batch: u64) -> Look {
         let current = shape.bucket_at(now);
         let held = self.spendable_in(current);

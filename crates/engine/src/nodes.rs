@@ -175,8 +175,8 @@ impl Nodes {
 
     /// Counts an admitted request, and once more for whatever is inbound where somebody asks for that.
     pub(crate) fn pass(&mut self, index: u32, batch: u64, inbound: Option<u32>) {
-        for index in [Some(index), inbound].into_iter().flatten() {
-            if let Some(node) = self.changed(index) {
+        for index in &[Some(index), inbound] {
+            if let Some(node) = index.and_then(|index| self.changed(index)) {
                 node.totals.pass = node.totals.pass.saturating_add(batch);
                 node.in_flight = node.in_flight.saturating_add(1);
             }
@@ -186,8 +186,8 @@ impl Nodes {
 
     /// Counts a refused request, and once more for whatever is inbound where somebody asks for that.
     pub(crate) fn block(&mut self, index: u32, batch: u64, inbound: Option<u32>) {
-        for index in [Some(index), inbound].into_iter().flatten() {
-            if let Some(node) = self.changed(index) {
+        for index in &[Some(index), inbound] {
+            if let Some(node) = index.and_then(|index| self.changed(index)) {
                 node.totals.block = node.totals.block.saturating_add(batch);
             }
         }
@@ -195,8 +195,12 @@ impl Nodes {
     }
 
     /// The breakers of a node.
+    #[inline(always)]
     pub(crate) fn breakers_of(&self, index: u32) -> Rc<[u32]> {
-        self.node(index).map_or_else(|| Rc::from([]), |node| Rc::clone(&node.breakers))
+        match self.node(index) {
+            Some(node) => Rc::clone(&node.breakers),
+            None => Rc::from([]),
+        }
     }
 
     /// Counts the end of an admitted request.
@@ -217,13 +221,13 @@ impl Nodes {
         };
         count(&mut self.proxy_totals);
         let mut own_histogram = None;
-        for of in [Some(index), inbound].into_iter().flatten() {
-            let Some(node) = self.changed(of) else { continue };
+        for of in &[Some(index), inbound] {
+            let Some(node) = of.and_then(|of| self.changed(of)) else { continue };
             count(&mut node.totals);
             node.in_flight = node.in_flight.saturating_sub(1);
             node.rt_min = node.rt_min.max(MetricBucket::rt_min_of(rt_ms));
             node.count_time(rt_ms);
-            if of == index && node.has_series {
+            if *of == Some(index) && node.has_series {
                 let Node { name, series, .. } = node;
                 own_histogram = series
                     .rt
@@ -412,6 +416,7 @@ impl Nodes {
     }
 
     /// A node that is about to change: Envoy and the service are to be told.
+    #[inline(always)]
     fn changed(&mut self, index: u32) -> Option<&mut Node> {
         let node = self.nodes.get_mut(usize::try_from(index).ok()?)?;
         node.sent_in = 0;

@@ -298,6 +298,7 @@ impl RuleState {
     }
 
     /// Whether this worker holds permits of the rule, or owes some.
+    #[inline(always)]
     pub(crate) fn holds_permits(&self) -> bool {
         matches!(&self.hold, Hold::Permits(permits) if permits.held() > 0 || permits.owed() > 0)
     }

@@ -413,9 +413,9 @@ const RECENT: usize = 64;
 
 /// Below [`RECENT`], by a name's length and the bytes at its ends.
 fn digest(name: &[u8]) -> usize {
-    let ends = match (name.first_chunk(), name.last_chunk()) {
-        (Some(first), Some(last)) => {
-            u32::from_le_bytes(*first) ^ u32::from_le_bytes(*last).rotate_left(13)
+    let ends = match *name {
+        [a, b, c, d, .., w, x, y, z] => {
+            u32::from_le_bytes([a, b, c, d]) ^ u32::from_le_bytes([w, x, y, z]).rotate_left(13)
         }
         _ => 0,
     };

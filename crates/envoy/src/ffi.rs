@@ -384,6 +384,7 @@ pub(crate) fn send_local_response(
 }
 
 /// A clock in nanoseconds; 0 if Envoy refuses it.
+#[inline(always)]
 pub(crate) fn clock_ns(clock: Clock) -> u64 {
     let mut time = 0;
     // SAFETY: the pointer is to a live local.

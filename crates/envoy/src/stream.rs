@@ -39,19 +39,20 @@ impl Headers {
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         let name = if name == "host" { ":authority" } else { name };
         // The number of headers, the lengths of each one's name and value, then all names and values with a NUL behind each.
-        let (count, rest) = self.0.split_first_chunk()?;
-        let lengths = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(8)?;
-        let (lengths, mut rest) = rest.split_at_checked(lengths)?;
-        for length in lengths.as_chunks::<8>().0 {
-            let length = u64::from_le_bytes(*length);
-            let of_name = usize::try_from(length & 0xffff_ffff).ok()?;
-            let of_value = usize::try_from(length >> 32).ok()?;
-            let (its_name, behind) = rest.split_at_checked(of_name)?;
-            let (value, behind) = behind.get(1..)?.split_at_checked(of_value)?;
-            if is_same(its_name, name.as_bytes()) {
-                return Some(value);
+        let (words, _) = self.0.as_chunks::<4>();
+        let (count, lengths) = words.split_first()?;
+        let count = usize::try_from(u32::from_le_bytes(*count)).ok()?;
+        let mut start = count.checked_mul(8)?.checked_add(4)?;
+        for lengths in lengths.as_chunks::<2>().0.iter().take(count) {
+            let [of_name, of_value] = *lengths;
+            let length = |bytes| usize::try_from(u32::from_le_bytes(bytes)).ok();
+            let (of_name, of_value) = (length(of_name)?, length(of_value)?);
+            let value = start.checked_add(of_name)?.checked_add(1)?;
+            let end = value.checked_add(of_value)?;
+            if of_name == name.len() && is_same(self.0.get(start..value - 1)?, name.as_bytes()) {
+                return self.0.get(value..end);
             }
-            rest = behind.get(1..)?;
+            start = end.checked_add(1)?;
         }
         None
     }

@@ -67,6 +67,7 @@ impl Streams {
         Some(list.swap_remove(place))
     }
 
+    #[inline(always)]
     pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut Stream> {
         let (list, place) = self.find(id)?;
         list.get_mut(place)
@@ -74,15 +75,25 @@ impl Streams {
 
     /// A stream that nobody has asked about. Envoy asks once for each; of a second entry the first one would never be given
     /// back.
+    #[inline(always)]
     pub(crate) fn fresh(&mut self, id: u32) -> Option<&mut Stream> {
-        self.get_mut(id).filter(|stream| stream.entry.is_none() && stream.phase.is_none())
+        let stream = self.get_mut(id)?;
+        if stream.entry.is_some() || stream.phase.is_some() {
+            return None;
+        }
+        Some(stream)
     }
 
+    #[inline(always)]
     fn find(&mut self, id: u32) -> Option<(&mut Vec<Stream>, usize)> {
         let [list, ..] = id.to_le_bytes();
         let list = self.lists.get_mut(usize::from(list))?;
-        let place = list.iter().position(|stream| stream.id == id)?;
-        Some((list, place))
+        for (place, stream) in list.iter().enumerate() {
+            if stream.id == id {
+                return Some((list, place));
+            }
+        }
+        None
     }
 }
 

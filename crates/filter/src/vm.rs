@@ -109,9 +109,13 @@ impl Vm {
     pub(crate) fn create(&mut self, context: u32, root: u32) {
         if root == 0 {
             self.roots.push(Listener::new(context, FilterConfig::default()));
-        } else if let Some(listener) = self.roots.iter().find(|listener| listener.root == root) {
-            let listener = Rc::clone(listener);
-            self.streams.insert(Stream::new(context, listener));
+            return;
+        }
+        for listener in &self.roots {
+            if listener.root == root {
+                self.streams.insert(Stream::new(context, Rc::clone(listener)));
+                return;
+            }
         }
     }
 

@@ -240,9 +240,10 @@ impl Worker {
         // What a breaker has judged it does not count as well.
         let probed = |held: &Held| matches!(held.what, HeldOf::Probe(_)).then_some(held.generation);
         let probes: Vec<u64> = held.iter().filter_map(probed).collect();
-        for held in held.drain(..) {
-            self.release(host, now, held, rt_ms, outcome);
+        for held in &held {
+            self.release(host, now, *held, rt_ms, outcome);
         }
+        held.clear();
         self.keep_spare(held);
         let is_urgent = self.count_for_breakers(host, (start, now), node, &probes, rt_ms, outcome);
         let error = needs_status && outcome.is_error();

@@ -28,6 +28,7 @@ impl Waiting {
 }
 
 /// The time of the last slot.
+#[inline(always)]
 pub(super) fn last(slots: &[(u64, Nanos)]) -> Nanos {
     slots.iter().map(|(_, at)| *at).max().unwrap_or_default()
 }
