@@ -76,6 +76,7 @@ impl<B: Tally> LeapArray<B> {
     }
 
     /// Adds to a slice, as [`LeapArray::add`] does; the slot must be of this ring's shape.
+    #[inline(always)]
     pub fn add_in(&mut self, slot: Slot, counts: &B) {
         if let Some(bucket) = self.bucket_in(slot) {
             bucket.add(counts);
@@ -83,6 +84,7 @@ impl<B: Tally> LeapArray<B> {
     }
 
     /// The counts of a slice, to be added to; the slot must be of this ring's shape. `None`: the ring has left that slice.
+    #[inline(always)]
     pub fn bucket_in(&mut self, Slot { slice, index }: Slot) -> Option<&mut B> {
         let (stamp, bucket) = self.buckets.get_mut(index)?;
         if *stamp != slice {
@@ -198,8 +200,11 @@ impl RtHistogram {
 
 impl Tally for RtHistogram {
     fn add(&mut self, other: &Self) {
-        for (sum, count) in self.0.iter_mut().zip(other.0) {
-            *sum = sum.saturating_add(count);
+        for (sum, count) in self.0.iter_mut().zip(&other.0) {
+            // Most classes are empty.
+            if *count != 0 {
+                *sum = sum.saturating_add(*count);
+            }
         }
     }
 }

@@ -46,11 +46,6 @@ impl<K: Ord, V> Table<K, V> {
         Some(self.entries.remove(place).1)
     }
 
-    /// Keeps the values that `keep` wants.
-    pub(crate) fn retain(&mut self, keep: impl Fn(&V) -> bool) {
-        self.entries.retain(|(_, value)| keep(value));
-    }
-
     /// Keeps the values whose key `keep` wants.
     pub(crate) fn retain_keys(&mut self, keep: impl Fn(&K) -> bool) {
         self.entries.retain(|(key, _)| keep(key));

@@ -14,7 +14,7 @@ use core::fmt;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use self::reader::Reader;
+pub(crate) use self::reader::{Quick, Reader};
 use self::writer::Writer;
 
 /// The largest value that is ever decoded: a rule set (8 MiB). Decoding allocates no more than a small multiple
@@ -62,17 +62,14 @@ pub fn decode<T: DeserializeOwned>(layout: u8, bytes: &[u8]) -> Result<T, Decode
 }
 
 /// Reads a whole value of `layout` with a reader of its own.
-pub(crate) fn decode_with<'a, T>(
+pub(crate) fn read_quick(
     layout: u8,
-    bytes: &'a [u8],
-    read: impl FnOnce(&mut Reader<'a>) -> Result<T, Malformed>,
-) -> Result<T, DecodeError> {
-    let mut reader = Reader { rest: body(layout, bytes)? };
-    if reader.rest.len() > VALUE_BYTES_MAX {
-        return Err(DecodeError::Malformed);
-    }
-    match read(&mut reader) {
-        Ok(value) if reader.rest.is_empty() => Ok(value),
+    bytes: &[u8],
+    read: impl FnOnce(&mut Quick<'_>) -> Result<(), Malformed>,
+) -> Result<(), DecodeError> {
+    let mut reader = Quick::new(body(layout, bytes)?);
+    match read(&mut reader).and_then(|()| reader.rest()) {
+        Ok([]) if bytes.len() <= VALUE_BYTES_MAX => Ok(()),
         Ok(_) | Err(Malformed) => Err(DecodeError::Malformed),
     }
 }

@@ -10,7 +10,7 @@ use core::ops::Range;
 use sentinel_core::stat::{MetricBucket, RT_CLASSES};
 use serde::Serialize;
 
-use crate::codec::{self, DecodeError, Malformed, Reader};
+use crate::codec::{self, DecodeError, Malformed, Quick};
 
 /// The layout of this build.
 pub const LAYOUT: u8 = 2;
@@ -90,9 +90,10 @@ impl CounterFrame {
         codec::encode(LAYOUT, self, bytes);
     }
 
-    /// Reads a frame as [`FrameView::decode`] does, and keeps it.
+    /// Reads a frame as [`FrameView::read`] does, and keeps it.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let view = FrameView::decode(bytes)?;
+        let mut view = FrameView::default();
+        view.read(bytes)?;
         Ok(Self {
             incarnation: view.incarnation,
             sequence: view.sequence,
@@ -104,10 +105,10 @@ impl CounterFrame {
     }
 }
 
-/// A [`CounterFrame`] as the service reads it, a thousand times a second: the names where they lie, one list for all
-/// breakers and one for all histograms.
-#[derive(Clone, Debug)]
-pub struct FrameView<'a> {
+/// A [`CounterFrame`] as the service reads it, thousands of times a second: one list for all names, one for all breakers and
+/// one for all histograms, whose memory the next frame takes over.
+#[derive(Debug, Default)]
+pub struct FrameView {
     /// As in [`CounterFrame`].
     pub incarnation: u64,
     /// As in [`CounterFrame`].
@@ -119,47 +120,55 @@ pub struct FrameView<'a> {
     /// As in [`CounterFrame`].
     pub permits_owed: u64,
     /// At most [`FRAME_ENTRIES_MAX`].
-    pub entries: Vec<EntryView<'a>>,
+    pub entries: Vec<EntryView>,
+    names: String,
     breakers: Vec<BreakerCounts>,
     classes: Vec<(u8, u64)>,
 }
 
 /// A [`FrameEntry`] of a [`FrameView`].
-#[derive(Clone, Debug)]
-pub struct EntryView<'a> {
+#[derive(Debug)]
+pub struct EntryView {
     /// The keyed hash of the resource's name.
     pub resource: u64,
-    /// The name, until this service has acknowledged a frame that carried it.
-    pub name: Option<&'a str>,
     /// All of them totals but the shortest response time.
     pub totals: MetricBucket,
     /// Requests open now.
     pub in_flight: u64,
+    name: Option<Range<usize>>,
     breakers: Range<usize>,
     classes: Range<usize>,
 }
 
-impl<'a> FrameView<'a> {
-    /// Reads a frame; one with more than [`FRAME_ENTRIES_MAX`] entries is malformed.
-    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        codec::decode_with(LAYOUT, bytes, Self::read)
+impl FrameView {
+    /// Reads a frame in place of the one before; one with more than [`FRAME_ENTRIES_MAX`] entries is malformed. After an error
+    /// what stands here is nothing to go by.
+    pub fn read(&mut self, bytes: &[u8]) -> Result<(), DecodeError> {
+        codec::read_quick(LAYOUT, bytes, |reader| self.read_fields(reader))
+    }
+
+    /// The resource's name, until this service has acknowledged a frame that carried it.
+    pub fn name_of(&self, entry: &EntryView) -> Option<&str> {
+        self.names.get(entry.name.clone()?)
     }
 
     /// What the breakers of the entry's resource have seen.
-    pub fn breakers_of(&self, entry: &EntryView<'_>) -> &[BreakerCounts] {
+    #[inline(always)]
+    pub fn breakers_of(&self, entry: &EntryView) -> &[BreakerCounts] {
         self.breakers.get(entry.breakers.clone()).unwrap_or_default()
     }
 
     /// Response times by class: (class, count).
-    pub fn histogram_of(&self, entry: &EntryView<'_>) -> &[(u8, u64)] {
+    #[inline(always)]
+    pub fn histogram_of(&self, entry: &EntryView) -> &[(u8, u64)] {
         self.classes.get(entry.classes.clone()).unwrap_or_default()
     }
 
-    fn entry(&self, entry: &EntryView<'_>) -> FrameEntry {
+    fn entry(&self, entry: &EntryView) -> FrameEntry {
         let MetricBucket { pass, block, complete, error, rt_ms, rt_min } = entry.totals;
         FrameEntry {
             resource: entry.resource,
-            name: entry.name.map(ToOwned::to_owned),
+            name: self.name_of(entry).map(ToOwned::to_owned),
             pass,
             block,
             complete,
@@ -173,84 +182,82 @@ impl<'a> FrameView<'a> {
     }
 
     /// The fields in the order of [`CounterFrame`].
-    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
-        let mut view = Self {
-            incarnation: reader.long()?,
-            sequence: reader.long()?,
-            at_ns: reader.long()?,
-            waiting: reader.number()?,
-            permits_owed: reader.long()?,
-            entries: Vec::new(),
-            breakers: Vec::new(),
-            classes: Vec::new(),
-        };
-        let count = reader.length()?;
-        if count > FRAME_ENTRIES_MAX {
+    fn read_fields(&mut self, reader: &mut Quick<'_>) -> Result<(), Malformed> {
+        self.incarnation = reader.number();
+        self.sequence = reader.number();
+        self.at_ns = reader.number();
+        self.waiting = u32::try_from(reader.number()).map_err(|_| Malformed)?;
+        self.permits_owed = reader.number();
+        let count = reader.number();
+        if count > FRAME_ENTRIES_MAX as u64 {
             return Err(Malformed);
         }
-        // For most entries have one of each.
-        view.entries.reserve_exact(count);
-        view.breakers.reserve(count);
-        view.classes.reserve(count);
-        let mut own = Reader { rest: reader.rest };
+        self.entries.clear();
+        self.names.clear();
+        self.breakers.clear();
+        self.classes.clear();
+        let mut own = *reader;
         for _ in 0..count {
-            view.read_entry(&mut own)?;
+            self.read_entry(&mut own)?;
         }
-        reader.rest = own.rest;
-        Ok(view)
+        *reader = own;
+        Ok(())
     }
 
     /// The fields in the order of [`FrameEntry`].
     #[inline(always)]
-    fn read_entry(&mut self, reader: &mut Reader<'a>) -> Result<(), Malformed> {
-        let resource = reader.long()?;
-        let name = match reader.byte_inlined()? {
+    fn read_entry(&mut self, reader: &mut Quick<'_>) -> Result<(), Malformed> {
+        let resource = reader.number();
+        let name = match reader.byte() {
             0 => None,
             1 => {
-                let mut own = Reader { rest: reader.rest };
-                let name = own.text()?;
-                reader.rest = own.rest;
-                Some(name)
+                let mut own = *reader;
+                let begin = self.names.len();
+                self.names.push_str(own.text()?);
+                *reader = own;
+                Some(begin..self.names.len())
             }
             _ => return Err(Malformed),
         };
-        let pass = reader.long()?;
-        let block = reader.long()?;
-        let complete = reader.long()?;
-        let error = reader.long()?;
-        let rt_ms = reader.long()?;
-        let in_flight = reader.long()?;
-        let rt_min = reader.long()?;
+        let pass = reader.number();
+        let block = reader.number();
+        let complete = reader.number();
+        let error = reader.number();
+        let rt_ms = reader.number();
+        let in_flight = reader.number();
+        let rt_min = reader.number();
         let first_breaker = self.breakers.len();
-        let breakers = reader.long()?;
+        let breakers = reader.number();
         if breakers > BREAKERS_MAX {
             return Err(Malformed);
         }
         for _ in 0..breakers {
             self.breakers.push(BreakerCounts {
-                generation: reader.long()?,
-                epoch: reader.long()?,
-                complete: reader.long()?,
-                bad: reader.long()?,
+                generation: reader.number(),
+                epoch: reader.number(),
+                complete: reader.number(),
+                bad: reader.number(),
             });
+            // No list is longer than what it is read from.
+            reader.rest()?;
         }
         let first_class = self.classes.len();
-        let classes = reader.long()?;
+        let classes = reader.number();
         if classes > RT_CLASSES as u64 {
             return Err(Malformed);
         }
         for _ in 0..classes {
-            self.classes.push((reader.byte_inlined()?, reader.long()?));
+            self.classes.push((reader.byte(), reader.number()));
         }
         self.entries.push(EntryView {
             resource,
-            name,
             totals: MetricBucket { pass, block, complete, error, rt_ms, rt_min },
             in_flight,
+            name,
             breakers: first_breaker..self.breakers.len(),
             classes: first_class..self.classes.len(),
         });
-        Ok(())
+        reader.rest().map(|_| ())
     }
 }
 

@@ -75,6 +75,7 @@ struct Breaker {
 struct Window {
     slice_ns: u64,
     slices: u64,
+    /// In ascending order of time.
     counts: Vec<Slice>,
 }
 
@@ -345,19 +346,17 @@ impl Window {
     /// Counts in the slice of `at`, and says which that is. Slices stay for as long as a frame may be late.
     fn add(&mut self, at: Nanos, complete: u64, bad: u64) -> u64 {
         let slice = at.get() / self.slice_ns;
-        let new = Slice { at: slice, complete, bad };
-        match self.counts.iter_mut().rev().find(|known| known.at == slice) {
-            Some(known) => {
-                known.complete = known.complete.saturating_add(complete);
-                known.bad = known.bad.saturating_add(bad);
-            }
-            None => {
-                let late = YOUNG.get().div_ceil(self.slice_ns);
-                let stays = self.slices.saturating_add(late);
-                let newest = self.newest().max(slice);
-                self.counts.retain(|known| newest.saturating_sub(known.at) < stays);
-                self.counts.push(new);
-            }
+        let after = self.counts.iter().rposition(|known| known.at <= slice).map_or(0, |at| at + 1);
+        let before = after.checked_sub(1).and_then(|at| self.counts.get_mut(at));
+        if let Some(known) = before.filter(|known| known.at == slice) {
+            known.complete = known.complete.saturating_add(complete);
+            known.bad = known.bad.saturating_add(bad);
+        } else {
+            self.counts.insert(after, Slice { at: slice, complete, bad });
+            let late = YOUNG.get().div_ceil(self.slice_ns);
+            let stays = self.slices.saturating_add(late);
+            let newest = self.newest();
+            self.counts.retain(|known| newest.saturating_sub(known.at) < stays);
         }
         slice
     }
@@ -365,17 +364,21 @@ impl Window {
     /// All that the window counts which ends with the slice `end`.
     fn sum(&self, end: u64) -> Slice {
         let mut sum = Slice { at: end, ..Slice::default() };
-        for slice in &self.counts {
-            if slice.at <= end && end - slice.at < self.slices {
-                sum.complete = sum.complete.saturating_add(slice.complete);
-                sum.bad = sum.bad.saturating_add(slice.bad);
+        for slice in self.counts.iter().rev() {
+            if slice.at > end {
+                continue;
             }
+            if end - slice.at >= self.slices {
+                break;
+            }
+            sum.complete = sum.complete.saturating_add(slice.complete);
+            sum.bad = sum.bad.saturating_add(slice.bad);
         }
         sum
     }
 
     fn newest(&self) -> u64 {
-        self.counts.iter().map(|slice| slice.at).max().unwrap_or(0)
+        self.counts.last().map_or(0, |slice| slice.at)
     }
 }
 

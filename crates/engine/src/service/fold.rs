@@ -4,13 +4,13 @@
 //! frame that directly follows the last one, and is young, counts in windows: a backlog of seconds that
 //! arrives at once must not look like a burst. Every other frame moves the baseline and nothing else.
 
-use alloc::{borrow::ToOwned as _, boxed::Box, string::String, vec, vec::Vec};
+use alloc::{borrow::ToOwned as _, boxed::Box, string::String, vec::Vec};
 
 use hashbrown::HashTable;
 use sentinel_core::{
     order::sort_by,
     rule::INBOUND,
-    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram, Slot, Tally as _},
+    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram, Slot, Tally},
     system::Inbound,
     time::{Nanos, Span},
     window::{BUCKETS_MAX, WindowShape},
@@ -69,8 +69,23 @@ pub(super) struct Fold {
 struct Recent {
     in_flight: u64,
     last: MetricBucket,
-    minute: MetricBucket,
+    minute: Times,
     rt: RtHistogram,
+}
+
+/// What an average response time is made of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    complete: u64,
+    rt_ms: u64,
+}
+
+impl Tally for Times {
+    #[inline(always)]
+    fn add(&mut self, other: &Self) {
+        self.complete = self.complete.saturating_add(other.complete);
+        self.rt_ms = self.rt_ms.saturating_add(other.rt_ms);
+    }
 }
 
 impl Recent {
@@ -87,7 +102,7 @@ impl Recent {
             self.in_flight,
             self.last.pass / GAUGE_SECONDS,
             self.last.block / GAUGE_SECONDS,
-            self.minute.rt_avg_ms(),
+            self.minute.rt_ms.checked_div(self.minute.complete).unwrap_or(0),
             self.rt.quantile_ms(50),
             self.rt.quantile_ms(99),
         ]
@@ -104,24 +119,20 @@ struct Source {
     heard_at: Nanos,
     waiting: u32,
     permits_owed: u64,
-    /// By the places of [`Resources`].
+    /// By the places of [`Resources`]: where in `baselines` what it has said of that resource stands, counted from 1; 0 if it
+    /// has said nothing.
+    said: Vec<u32>,
+    /// In the order in which it has first spoken of them.
     baselines: Vec<Baseline>,
     /// By generation; none of a breaker that is gone.
     breakers: HashTable<BreakerCounts>,
 }
 
-/// What one worker has said of one resource.
+/// What one worker has said of one resource: in one piece, since with many workers it is far away.
 #[derive(Debug, Default)]
 struct Baseline {
-    /// Beside the others', which once a second are added up.
-    in_flight: u64,
-    said: Option<Box<Said>>,
-}
-
-/// Totals.
-#[derive(Debug, Default)]
-struct Said {
     totals: MetricBucket,
+    in_flight: u64,
     /// By class, up to the highest one that was ever said.
     histogram: Vec<u64>,
 }
@@ -132,9 +143,17 @@ struct Said {
 struct Resources {
     /// By hash.
     places: HashTable<(u64, usize)>,
-    windows: Vec<Option<Box<Windows>>>,
+    all: Vec<Resource>,
     /// How many have windows.
     counted: usize,
+}
+
+/// What is known of one.
+#[derive(Debug, Default)]
+struct Resource {
+    /// Open requests in all workers.
+    in_flight: u64,
+    windows: Option<Box<Windows>>,
 }
 
 /// How many resources are told apart in the life of a service, those of rules that are long gone too. Of what is over,
@@ -149,7 +168,7 @@ struct Windows {
     /// 10 s in slices of 500 ms, and one more: a warm-up looks one slice back.
     seconds: LeapArray<MetricBucket>,
     /// 60 s in slices of 1 s.
-    minute: LeapArray<MetricBucket>,
+    minute: LeapArray<Times>,
     /// Response times of 10 s in slices of 1 s.
     rt: LeapArray<RtHistogram>,
     /// Windows of odd lengths, each one slice and the one before.
@@ -171,7 +190,7 @@ impl Fold {
     pub(super) fn fold(
         &mut self,
         now: Nanos,
-        frame: &FrameView<'_>,
+        frame: &FrameView,
         resources_max: usize,
         is_known: &dyn Fn(u64) -> bool,
         news: &mut Vec<BreakerCounts>,
@@ -206,28 +225,27 @@ impl Fold {
         let in_minute = Slot::of(at, SECOND, MINUTE_SLICES);
         let in_rt = Slot::of(at, SECOND, RT_SLICES);
         for entry in &frame.entries {
-            let place = self.resources.place_for(entry.resource);
-            let windows = place.and_then(|place| {
-                self.resources.windows_for(place, entry, resources_max, &self.odd_windows)
-            });
-            let mut windows = windows.filter(|_| counts_in_windows);
-            let distributed = windows.as_mut().and_then(|windows| windows.rt.bucket_in(in_rt));
-            let histogram = frame.histogram_of(entry);
-            let counted = place
-                .map(|place| source.advance(place, entry, histogram, distributed))
-                .unwrap_or_default();
+            let odd = &self.odd_windows;
+            if let Some((place, resource)) = self.resources.at(frame, entry, resources_max, odd) {
+                let mut windows = resource.windows.as_deref_mut().filter(|_| counts_in_windows);
+                let distributed = windows.as_mut().and_then(|windows| windows.rt.bucket_in(in_rt));
+                let histogram = frame.histogram_of(entry);
+                let in_flight = &mut resource.in_flight;
+                let counted = source.advance(place, entry, histogram, in_flight, distributed);
+                if let (Some(windows), Some(counted)) = (windows, counted) {
+                    windows.seconds.add_in(in_seconds, &counted);
+                    let times = Times { complete: counted.complete, rt_ms: counted.rt_ms };
+                    windows.minute.add_in(in_minute, &times);
+                    for (_, window) in &mut windows.odd {
+                        window.add(at, &counted);
+                    }
+                }
+            }
             for counts in frame.breakers_of(entry) {
                 if let Some(new) = source.advance_breaker(counts, is_known)
                     && counts_in_windows
                 {
                     news.push(new);
-                }
-            }
-            if let Some(windows) = windows {
-                windows.seconds.add_in(in_seconds, &counted);
-                windows.minute.add_in(in_minute, &counted);
-                for (_, window) in &mut windows.odd {
-                    window.add(at, &counted);
                 }
             }
         }
@@ -245,15 +263,21 @@ impl Fold {
     /// Forgets all workers, and what gauges show: another service has heard the ones and set the others since.
     pub(super) fn forget_workers(&mut self) {
         self.workers = Table::default();
-        for windows in self.resources.windows.iter_mut().flatten() {
-            windows.gauges.iter_mut().for_each(|gauge| gauge.shown = None);
+        for resource in &mut self.resources.all {
+            resource.in_flight = 0;
+            if let Some(windows) = &mut resource.windows {
+                windows.gauges.iter_mut().for_each(|gauge| gauge.shown = None);
+            }
         }
     }
 
     /// Forgets workers that have said nothing for `silence`, and what they had in flight: they are gone. A
     /// live one sends a frame at least every 30 s, also when it has counted nothing.
     pub(super) fn forget_silent(&mut self, now: Nanos, silence: Span) {
-        self.workers.retain(|source| now.since(source.heard_at) <= silence);
+        let is_silent = |source: &Source| now.since(source.heard_at) > silence;
+        let silent = self.workers.iter().filter(|(_, source)| is_silent(source));
+        let silent: Vec<u64> = silent.map(|(incarnation, _)| *incarnation).collect();
+        silent.into_iter().for_each(|incarnation| self.forget_worker(incarnation));
     }
 
     /// Forgets what workers have said of breakers that are gone.
@@ -269,7 +293,7 @@ impl Fold {
         let odd = asked.filter(|(_, shape)| shape.bucket() != HALF_SECOND);
         self.odd_windows = odd.map(|(resource, shape)| (resource, shape.bucket())).collect();
         sort_by(&mut self.odd_windows, Ord::cmp);
-        for windows in self.resources.windows.iter_mut().flatten() {
+        for windows in self.resources.all.iter_mut().flat_map(|known| &mut known.windows) {
             windows.keep_odd(&self.odd_windows);
         }
     }
@@ -316,20 +340,18 @@ impl Fold {
 
     /// Requests of a resource that are open in all workers.
     pub(super) fn in_flight(&self, resource: u64) -> u64 {
-        let Some(place) = self.resources.place(resource) else { return 0 };
-        let baselines = self.workers.iter().filter_map(|(_, source)| source.baselines.get(place));
-        baselines.map(|baseline| baseline.in_flight).sum()
+        let place = self.resources.place(resource);
+        place.and_then(|place| self.resources.all.get(place)).map_or(0, |known| known.in_flight)
     }
 
     /// Shows in Envoy's gauges the windows, and what live workers, those heard of in the last `live`, hold.
     pub(super) fn set_gauges<M: Meter>(&mut self, meter: &mut M, now: Nanos, live: Span) {
-        let in_flight = self.all_in_flight();
         let workers = &self.workers;
         let mut all = Recent::default();
-        for (windows, in_flight) in self.resources.windows.iter_mut().zip(in_flight) {
+        for Resource { in_flight, windows } in &mut self.resources.all {
             let Some(windows) = windows else { continue };
             let recent = Recent {
-                in_flight,
+                in_flight: *in_flight,
                 last: windows.seconds.sum(now, GAUGE_SLICES),
                 minute: windows.minute.sum(now, 60),
                 rt: windows.rt.sum(now, GAUGE_SECONDS),
@@ -363,17 +385,6 @@ impl Fold {
         }
     }
 
-    /// Open requests of each resource, by its place.
-    fn all_in_flight(&self) -> Vec<u64> {
-        let mut sums = vec![0_u64; self.resources.windows.len()];
-        for (_, source) in self.workers.iter() {
-            for (sum, baseline) in sums.iter_mut().zip(&source.baselines) {
-                *sum = sum.saturating_add(baseline.in_flight);
-            }
-        }
-        sums
-    }
-
     fn forget_longest_silent(&mut self) {
         let longest = self
             .workers
@@ -381,40 +392,47 @@ impl Fold {
             .min_by_key(|(_, source)| source.heard_at)
             .map(|(worker, _)| *worker);
         if let Some(incarnation) = longest {
-            self.workers.remove(&incarnation);
+            self.forget_worker(incarnation);
+        }
+    }
+
+    fn forget_worker(&mut self, incarnation: u64) {
+        let Some(source) = self.workers.remove(&incarnation) else { return };
+        for (resource, said) in self.resources.all.iter_mut().zip(source.said) {
+            if let Some(baseline) = baseline_of(said).and_then(|at| source.baselines.get(at)) {
+                resource.in_flight = resource.in_flight.wrapping_sub(baseline.in_flight);
+            }
         }
     }
 }
 
 impl Source {
-    /// Moves the baseline of the resource at a place, and says what it moved by; new response times are counted in
-    /// `distributed`. A worker whose totals have gone back has forgotten the resource in between and begun anew: then all of
-    /// it is new.
+    /// Moves the baseline of the resource at a place, and says what it moved by, unless that has happened before; `in_flight`
+    /// moves with it, and new response times are counted in `distributed`. A worker whose totals have gone back has forgotten the
+    /// resource in between and begun anew: then all of it is new.
+    #[inline(always)]
     fn advance(
         &mut self,
         place: usize,
-        entry: &EntryView<'_>,
+        entry: &EntryView,
         histogram: &[(u8, u64)],
+        in_flight: &mut u64,
         distributed: Option<&mut RtHistogram>,
-    ) -> MetricBucket {
-        if self.baselines.len() <= place {
-            self.baselines.resize_with(place.saturating_add(1), Baseline::default);
-        }
-        let Some(baseline) = self.baselines.get_mut(place) else { return MetricBucket::default() };
+    ) -> Option<MetricBucket> {
+        let known = self.said.get(place).and_then(|said| baseline_of(*said));
+        let is_said_again = !self.is_whole && known.is_none();
+        let at = known.unwrap_or_else(|| self.begin(place));
+        let baseline = self.baselines.get_mut(at)?;
+        *in_flight = in_flight.wrapping_sub(baseline.in_flight).wrapping_add(entry.in_flight);
         baseline.in_flight = entry.in_flight;
-        let is_said_again = !self.is_whole && baseline.said.is_none();
-        let said = baseline.said.get_or_insert_default();
         let totals = entry.totals;
-        if totals.pass < said.totals.pass || totals.block < said.totals.block {
-            said.totals = MetricBucket::default();
-            said.histogram.clear();
+        if totals.pass < baseline.totals.pass || totals.block < baseline.totals.block {
+            baseline.totals = MetricBucket::default();
+            baseline.histogram.clear();
         }
-        let old = core::mem::replace(&mut said.totals, totals);
-        said.distribute(histogram, distributed.filter(|_| !is_said_again));
-        if is_said_again {
-            return MetricBucket::default();
-        }
-        MetricBucket {
+        let old = core::mem::replace(&mut baseline.totals, totals);
+        baseline.distribute(histogram, distributed.filter(|_| !is_said_again));
+        (!is_said_again).then(|| MetricBucket {
             pass: totals.pass.saturating_sub(old.pass),
             block: totals.block.saturating_sub(old.block),
             complete: totals.complete.saturating_sub(old.complete),
@@ -422,7 +440,22 @@ impl Source {
             rt_ms: totals.rt_ms.saturating_sub(old.rt_ms),
             // Not a total.
             rt_min: totals.rt_min,
+        })
+    }
+
+    /// Begins a baseline for the resource at a place. Says where it stands.
+    #[inline(never)]
+    fn begin(&mut self, place: usize) -> usize {
+        if self.said.len() <= place {
+            self.said.resize(place.saturating_add(1), 0);
         }
+        let at = self.baselines.len();
+        self.baselines.push(Baseline::default());
+        if let Some(said) = self.said.get_mut(place) {
+            // There are fewer places than that.
+            *said = u32::try_from(at).unwrap_or(u32::MAX).saturating_add(1);
+        }
+        at
     }
 
     /// Moves the baseline of one breaker, and says what it moved by. Totals begin anew with each epoch, and
@@ -452,7 +485,12 @@ impl Source {
     }
 }
 
-impl Said {
+/// Where a baseline stands, as [`Source::said`] tells it.
+fn baseline_of(said: u32) -> Option<usize> {
+    usize::try_from(said).ok()?.checked_sub(1)
+}
+
+impl Baseline {
     /// Moves the histogram, and counts in `distributed` what it moved by.
     fn distribute(&mut self, histogram: &[(u8, u64)], mut distributed: Option<&mut RtHistogram>) {
         for &(class, count) in histogram {
@@ -474,38 +512,45 @@ impl Resources {
         self.places.find(hash, |(known, _)| *known == hash).map(|(_, place)| *place)
     }
 
-    /// The place of a resource, which gets one with the first that is said of it. `None`: there are [`PLACES_MAX`].
-    fn place_for(&mut self, hash: u64) -> Option<usize> {
-        self.place(hash).or_else(|| {
-            let place = self.windows.len();
-            if place >= PLACES_MAX {
-                return None;
-            }
-            self.windows.push(None);
-            self.places.insert_unique(hash, (hash, place), |(hash, _)| *hash);
-            Some(place)
-        })
-    }
-
     fn get(&self, hash: u64) -> Option<&Windows> {
-        self.windows.get(self.place(hash)?)?.as_deref()
+        self.all.get(self.place(hash)?)?.windows.as_deref()
     }
 
-    /// The windows of the resource at a place. It gets them with its name, which comes with every entry until this service
-    /// has acknowledged one.
-    fn windows_for(
+    /// The resource of an entry, and its place, which it gets with the first that is said of it. It gets windows with its name,
+    /// which comes with every entry until this service has acknowledged one. `None`: there are [`PLACES_MAX`].
+    #[inline(always)]
+    fn at(
         &mut self,
-        place: usize,
-        entry: &EntryView<'_>,
+        frame: &FrameView,
+        entry: &EntryView,
         resources_max: usize,
         odd: &[(u64, Span)],
-    ) -> Option<&mut Windows> {
-        let windows = self.windows.get_mut(place)?;
-        if windows.is_none() && self.counted < resources_max {
-            *windows = Some(Box::new(Windows::new(entry.name?.to_owned(), entry.resource, odd)));
+    ) -> Option<(usize, &mut Resource)> {
+        let place = match self.place(entry.resource) {
+            Some(place) => place,
+            None => self.begin(entry.resource)?,
+        };
+        let resource = self.all.get_mut(place)?;
+        if resource.windows.is_none()
+            && self.counted < resources_max
+            && let Some(name) = frame.name_of(entry)
+        {
+            let windows = Windows::new(name.to_owned(), entry.resource, odd);
+            resource.windows = Some(Box::new(windows));
             self.counted += 1;
         }
-        windows.as_deref_mut()
+        Some((place, resource))
+    }
+
+    #[inline(never)]
+    fn begin(&mut self, hash: u64) -> Option<usize> {
+        let place = self.all.len();
+        if place >= PLACES_MAX {
+            return None;
+        }
+        self.all.push(Resource::default());
+        self.places.insert_unique(hash, (hash, place), |(hash, _)| *hash);
+        Some(place)
     }
 }
 
@@ -566,7 +611,9 @@ mod tests {
         frame.encode(&mut bytes);
         let mut news = Vec::new();
         let now = Nanos::new(frame.at_ns);
-        fold.fold(now, &FrameView::decode(&bytes).unwrap(), 100, &|_| true, &mut news);
+        let mut view = FrameView::default();
+        view.read(&bytes).unwrap();
+        fold.fold(now, &view, 100, &|_| true, &mut news);
         news
     }
 
@@ -597,9 +644,9 @@ mod tests {
         all.keep_windows([(RESOURCE, other)].into_iter());
         let slices: Vec<Span> = all
             .resources
-            .windows
+            .all
             .iter()
-            .flatten()
+            .flat_map(|known| &known.windows)
             .flat_map(|r| r.odd.iter().map(|(slice, _)| *slice))
             .collect();
         assert_eq!(slices, [Span::from_millis(300)]);

@@ -52,11 +52,12 @@ const HEARTBEAT: Span = Span::from_millis(900);
 /// A holder that has been silent for longer has lost the role.
 const ROLE_TTL: Span = Span::from_millis(2_000);
 
-/// How soon acknowledgements follow the frames.
-const ACK_MS: u32 = 10;
+/// How soon acknowledgements follow the frames: long before workers look for them, once a second. Each is a wake-up of the
+/// main thread and a value in shared data.
+const ACK_MS: u32 = 100;
 
 /// The least time between two acknowledgements: less than [`ACK_MS`] by as much as a tick may come early.
-const ACK_LEAST: Span = Span::from_millis(9);
+const ACK_LEAST: Span = Span::from_millis(90);
 
 /// The most frames of one drain: four for each of the most workers. What is over waits for the next tick.
 const DRAIN_MAX: usize = 1_024;
@@ -77,6 +78,7 @@ pub struct Service {
     breakers: Breakers,
     judge: Judge,
     frame: Vec<u8>,
+    view: FrameView,
     /// What a frame has said of breakers.
     news: Vec<BreakerCounts>,
     /// Frames taken off the queue, unreadable ones too.
@@ -151,6 +153,7 @@ impl Service {
             breakers: Breakers::default(),
             judge: Judge::default(),
             frame: Vec::new(),
+            view: FrameView::default(),
             news: Vec::new(),
             frames_folded: 0,
             rules_rejected: 0,
@@ -517,7 +520,8 @@ impl Service {
             period_ms = period_ms.min(u32::try_from(wait_ms).unwrap_or(period_ms));
         }
         for (is_due, within_ms) in [
-            (more || self.unacknowledged, ACK_MS),
+            (self.unacknowledged, ACK_MS),
+            (more, settings.flush_ms),
             (self.breakers.are_busy() || self.judge.is_busy(), settings.flush_ms),
             (!self.standing.is_written(), settings.flush_ms),
             (
@@ -596,12 +600,12 @@ impl Service {
                 continue;
             }
             self.frames_folded = self.frames_folded.saturating_add(1);
-            match FrameView::decode(&self.frame) {
-                Ok(frame) => {
-                    let at = Nanos::new(frame.at_ns);
+            match self.view.read(&self.frame) {
+                Ok(()) => {
+                    let at = Nanos::new(self.view.at_ns);
                     let breakers = &self.breakers;
                     let is_known = |generation| breakers.knows(generation);
-                    self.fold.fold(now, &frame, resources_max, &is_known, &mut self.news);
+                    self.fold.fold(now, &self.view, resources_max, &is_known, &mut self.news);
                     self.unacknowledged = true;
                     let mut news = core::mem::take(&mut self.news);
                     let (breakers, mut means) = self.breakers_and_means(host, now);

@@ -25,12 +25,6 @@ impl<'de> Reader<'de> {
     // Once for each of sixteen bytes of a key, otherwise.
     #[inline(never)]
     fn byte(&mut self) -> Result<u8, Malformed> {
-        self.byte_inlined()
-    }
-
-    /// As [`Reader::long`].
-    #[inline(always)]
-    pub(crate) fn byte_inlined(&mut self) -> Result<u8, Malformed> {
         let (&byte, rest) = self.rest.split_first().ok_or(Malformed)?;
         self.rest = rest;
         Ok(byte)
@@ -39,6 +33,11 @@ impl<'de> Reader<'de> {
     /// A number of at most `bytes_max` bytes.
     #[inline(never)]
     fn unsigned(&mut self, bytes_max: usize) -> Result<u64, Malformed> {
+        self.unsigned_inlined(bytes_max)
+    }
+
+    #[inline(always)]
+    fn unsigned_inlined(&mut self, bytes_max: usize) -> Result<u64, Malformed> {
         let (&first, rest) = self.rest.split_first().ok_or(Malformed)?;
         self.rest = rest;
         if first <= SINGLE_BYTE_MAX {
@@ -68,24 +67,6 @@ impl<'de> Reader<'de> {
         Ok(number)
     }
 
-    /// A number of at most eight bytes; most are their own byte. Inlined, also where size comes first, and for the others
-    /// it lends out a copy: so the thousands of numbers of a frame are read with the place in registers.
-    #[inline(always)]
-    pub(crate) fn long(&mut self) -> Result<u64, Malformed> {
-        match self.rest.split_first() {
-            Some((&first, rest)) if first <= SINGLE_BYTE_MAX => {
-                self.rest = rest;
-                Ok(u64::from(first))
-            }
-            Some(_) | None => {
-                let mut copy = Reader { rest: self.rest };
-                let number = copy.unsigned(8)?;
-                self.rest = copy.rest;
-                Ok(number)
-            }
-        }
-    }
-
     /// A number of the type `T`, in the form that is short on both sides of 0.
     fn signed<T: TryFrom<i64>>(&mut self) -> Result<T, Malformed> {
         let number = self.unsigned(size_of::<T>())?;
@@ -98,7 +79,7 @@ impl<'de> Reader<'de> {
     }
 
     /// A length, which takes eight bytes however long the machine's are.
-    pub(crate) fn length(&mut self) -> Result<usize, Malformed> {
+    fn length(&mut self) -> Result<usize, Malformed> {
         usize::try_from(self.unsigned(8)?).map_err(|_| Malformed)
     }
 
@@ -109,13 +90,81 @@ impl<'de> Reader<'de> {
     }
 
     #[inline(never)]
-    pub(crate) fn text(&mut self) -> Result<&'de str, Malformed> {
+    fn text(&mut self) -> Result<&'de str, Malformed> {
         str::from_utf8(self.bytes()?).map_err(|_| Malformed)
     }
 
     fn float(&mut self) -> Result<f64, Malformed> {
         let bytes = self.take(8)?.first_chunk().ok_or(Malformed)?;
         Ok(f64::from_le_bytes(*bytes))
+    }
+}
+
+/// A reader of what is long and comes often: its place is one number, and it says at the end whether all was there.
+///
+/// What could not be read is 0, and so is all that follows.
+#[derive(Clone, Copy)]
+pub(crate) struct Quick<'de> {
+    bytes: &'de [u8],
+    /// Beyond the bytes: something could not be read.
+    at: usize,
+}
+
+impl<'de> Quick<'de> {
+    pub(crate) fn new(bytes: &'de [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// What has not been read yet, if all so far could be.
+    #[inline(always)]
+    pub(crate) fn rest(&self) -> Result<&'de [u8], Malformed> {
+        self.bytes.get(self.at..).ok_or(Malformed)
+    }
+
+    /// One byte.
+    #[inline(always)]
+    pub(crate) fn byte(&mut self) -> u8 {
+        let byte = self.bytes.get(self.at).copied();
+        self.at = if byte.is_some() { self.at + 1 } else { usize::MAX };
+        byte.unwrap_or(0)
+    }
+
+    /// A number of at most eight bytes. Inlined, also where size comes first, and for a long one it lends out a copy: so the
+    /// thousands of numbers of a frame are read with the place in a register.
+    #[inline(always)]
+    pub(crate) fn number(&mut self) -> u64 {
+        match self.bytes.get(self.at) {
+            Some(&byte) if byte <= SINGLE_BYTE_MAX => {
+                self.at += 1;
+                u64::from(byte)
+            }
+            Some(_) | None => {
+                let mut copy = *self;
+                let number = copy.long_number();
+                self.at = copy.at;
+                number
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn long_number(&mut self) -> u64 {
+        let mut reader = Reader { rest: self.bytes.get(self.at..).unwrap_or_default() };
+        let number = reader.unsigned_inlined(8);
+        self.at = match number {
+            Ok(_) => self.bytes.len() - reader.rest.len(),
+            Err(Malformed) => usize::MAX,
+        };
+        number.unwrap_or(0)
+    }
+
+    /// A text.
+    #[inline(never)]
+    pub(crate) fn text(&mut self) -> Result<&'de str, Malformed> {
+        let mut reader = Reader { rest: self.rest()? };
+        let text = reader.text()?;
+        self.at = self.bytes.len() - reader.rest.len();
+        Ok(text)
     }
 }
 
