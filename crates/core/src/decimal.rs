@@ -37,13 +37,29 @@ pub fn whole_in_radix(text: &str, radix: u32) -> Option<i64> {
         [b'+', rest @ ..] => (false, rest),
         all => (false, all),
     };
-    // Counted below zero, where there is one more number.
-    let below = digits.iter().try_fold(0_i64, |number, byte| {
-        let digit = char::from(*byte).to_digit(radix)?;
-        number.checked_mul(i64::from(radix))?.checked_sub(i64::from(digit))
-    });
-    let below = below.filter(|_| !digits.is_empty())?;
-    if negative { Some(below) } else { below.checked_neg() }
+    let radix = u64::from(radix);
+    // Below zero there is one more number.
+    let most = i64::MAX.unsigned_abs() + u64::from(negative);
+    let before_last = most / radix;
+    let mut number = 0;
+    for byte in digits {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'z' => byte - b'a' + 10,
+            b'A'..=b'Z' => byte - b'A' + 10,
+            _ => return None,
+        };
+        // A checked product is one of 128 bits, in a function of its own.
+        if u64::from(digit) >= radix || number > before_last {
+            return None;
+        }
+        number = number * radix + u64::from(digit);
+        if number > most {
+            return None;
+        }
+    }
+    let number = number.cast_signed();
+    (!digits.is_empty()).then_some(if negative { number.wrapping_neg() } else { number })
 }
 
 /// The number that `text` is: digits, at most one point, and an exponent, as in `-0.25`, `7`, `.5` or `1e-3`. One that

@@ -5,11 +5,9 @@
 //! another. The key for hashing names is put beside it, for the same reason: all must agree.
 
 use alloc::vec::Vec;
-use core::hash::Hasher as _;
 
 use sentinel_core::time::Nanos;
 use sentinel_wire::{key::Key, workers::Seeds};
-use siphasher::{sip::SipHasher13, sip128::Hasher128 as _};
 
 use crate::{
     host::Host,
@@ -66,19 +64,69 @@ impl Clock {
 
     /// The process's hash of a name.
     pub(crate) fn hash(&self, name: &[u8]) -> u64 {
-        let mut hasher = SipHasher13::new_with_key(&self.seeds.hash_key);
-        hasher.write(name);
-        hasher.finish()
+        self.sip(name, [0, 0xff]).0
+    }
+
+    /// The process's hash of what tells a value apart, wide enough that nobody finds two with the same one.
+    pub(crate) fn hash_wide(&self, key: &[u8]) -> u128 {
+        let (low, mut state) = self.sip(key, [0xee, 0xee]);
+        state[1] ^= 0xdd;
+        rounds(&mut state, 3);
+        u128::from(low) | u128::from(folded(&state)) << 64 | 1 << 127
+    }
+
+    /// SipHash-1-3 of 64 bits, and its state after them; `marks` tell that of 128 bits from it. Written out, because
+    /// `siphasher` takes a dozen functions for it, each of which a request would enter.
+    fn sip(&self, bytes: &[u8], marks: [u64; 2]) -> (u64, [u64; 4]) {
+        let key = u128::from_le_bytes(self.seeds.hash_key);
+        let [low, high] = [key, key >> 64].map(|half| (half & u128::from(u64::MAX)) as u64);
+        let mut state = [
+            low ^ 0x736f_6d65_7073_6575,
+            high ^ 0x646f_7261_6e64_6f6d ^ marks[0],
+            low ^ 0x6c79_6765_6e65_7261,
+            high ^ 0x7465_6462_7974_6573,
+        ];
+        let (words, rest) = bytes.as_chunks();
+        // The last word has what is left over, and the length in its highest byte.
+        let mut last = (bytes.len() as u64) << 56;
+        for (place, byte) in rest.iter().enumerate() {
+            last |= u64::from(*byte) << (8 * place);
+        }
+        for word in words {
+            take_in(&mut state, u64::from_le_bytes(*word));
+        }
+        take_in(&mut state, last);
+        state[2] ^= marks[1];
+        rounds(&mut state, 3);
+        (folded(&state), state)
     }
 }
 
-impl Clock {
-    /// The process's hash of what tells a value apart, wide enough that nobody finds two with the same one.
-    pub(crate) fn hash_wide(&self, key: &[u8]) -> u128 {
-        let mut hasher = siphasher::sip128::SipHasher13::new_with_key(&self.seeds.hash_key);
-        hasher.write(key);
-        hasher.finish128().as_u128() | 1 << 127
+fn take_in(state: &mut [u64; 4], word: u64) {
+    state[3] ^= word;
+    rounds(state, 1);
+    state[0] ^= word;
+}
+
+fn rounds(state: &mut [u64; 4], rounds: u32) {
+    let [mut a, mut b, mut c, mut d] = *state;
+    for _ in 0..rounds {
+        a = a.wrapping_add(b);
+        b = b.rotate_left(13) ^ a;
+        a = a.rotate_left(32);
+        c = c.wrapping_add(d);
+        d = d.rotate_left(16) ^ c;
+        a = a.wrapping_add(d);
+        d = d.rotate_left(21) ^ a;
+        c = c.wrapping_add(b);
+        b = b.rotate_left(17) ^ c;
+        c = c.rotate_left(32);
     }
+    *state = [a, b, c, d];
+}
+
+fn folded(state: &[u64; 4]) -> u64 {
+    state[0] ^ state[1] ^ state[2] ^ state[3]
 }
 
 /// Wall time minus monotonic time. A thread can lose the processor between two reads, and then buckets would
@@ -95,3 +143,29 @@ fn measure_t0<H: Host>(host: &mut H) -> u64 {
 }
 
 const TRIES: u32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use core::hash::Hasher as _;
+
+    use proptest::prelude::*;
+    use siphasher::{sip, sip128, sip128::Hasher128 as _};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn hashes_are_siphash_1_3(
+            hash_key in any::<[u8; 16]>(),
+            name in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let clock = Clock { seeds: Seeds { t0_ns: 0, hash_key } };
+            let mut narrow = sip::SipHasher13::new_with_key(&hash_key);
+            narrow.write(&name);
+            prop_assert_eq!(clock.hash(&name), narrow.finish());
+            let mut wide = sip128::SipHasher13::new_with_key(&hash_key);
+            wide.write(&name);
+            prop_assert_eq!(clock.hash_wide(&name), wide.finish128().as_u128() | 1 << 127);
+        }
+    }
+}
