@@ -9,8 +9,8 @@ use core::{cmp::Ordering, fmt::Write as _};
 
 /// A whole number that fits into `T`. The one way to read any: what the standard library makes of each type is some 400
 /// bytes in a module.
-pub fn whole_number<T: TryFrom<i64>>(text: &str) -> Option<T> {
-    T::try_from(whole_in_radix(text, 10)?).ok()
+pub fn whole_number<T: TryFrom<i64>>(text: &(impl AsRef<[u8]> + ?Sized)) -> Option<T> {
+    T::try_from(whole_in_radix(text.as_ref(), 10)?).ok()
 }
 
 /// The most digits that a whole number has.
@@ -31,8 +31,8 @@ pub fn whole_digits(number: u64, room: &mut [u8; WHOLE_DIGITS]) -> &[u8] {
 }
 
 /// A whole number, with or without a sign, as the standard library reads it.
-pub fn whole_in_radix(text: &str, radix: u32) -> Option<i64> {
-    let (negative, digits) = match text.as_bytes() {
+pub fn whole_in_radix(text: &[u8], radix: u32) -> Option<i64> {
+    let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
         [b'+', rest @ ..] => (false, rest),
         all => (false, all),
@@ -564,7 +564,7 @@ mod tests {
         fn whole_numbers_are_read_as_std_reads_them(text in "[-+]?[0-9a-f]{0,20}", number: i64) {
             for text in [text, number.to_string(), format!("{number}0"), i64::MIN.to_string()] {
                 for radix in [8, 10, 16] {
-                    prop_assert_eq!(whole_in_radix(&text, radix), i64::from_str_radix(&text, radix).ok(), "{}", text);
+                    prop_assert_eq!(whole_in_radix(text.as_bytes(), radix), i64::from_str_radix(&text, radix).ok(), "{}", text);
                 }
                 prop_assert_eq!(whole_number::<u16>(&text), text.parse::<i64>().ok().and_then(|n| n.try_into().ok()));
             }

@@ -587,7 +587,8 @@ impl<'a, H: Host> Claims<'a, H> {
         };
         match reply {
             Reply::None => Asked::Failed,
-            Reply::Got(got) => Asked::Got(got),
+            Reply::Slot(slot) => Asked::Got(Got::Slot(slot)),
+            Reply::Taken(taking) => Asked::Got(Got::Bucket(taking)),
             Reply::Refused(retry_at) => {
                 if let (Hold::Pace { full_until, batch: full_for }, Some(retry_at)) =
                     (&mut state.hold, retry_at)
@@ -809,7 +810,8 @@ impl<'a, H: Host> Claims<'a, H> {
 /// What one step of a ledger says.
 enum Reply {
     None,
-    Got(Got),
+    Slot(Slot),
+    Taken(Taking),
     Refused(Option<Nanos>),
     Claimed(Claimed),
     Permit { entry: u128, written: u64 },
@@ -867,19 +869,23 @@ impl Asker {
                 let threshold = self.item.map_or(step.threshold, |item| item as f64);
                 let (paced, changed) = pace.claim(now, batch, threshold, &terms, step.is_current);
                 *reply = match paced {
-                    Paced::At(slot) => Reply::Got(Got::Slot(slot)),
+                    Paced::At(slot) => Reply::Slot(slot),
                     Paced::Refused { retry_at } => Reply::Refused(retry_at),
                 };
                 changed
             }
             (Ledger::Bucket(bucket), Terms::Bucket { terms, .. }) => {
                 let threshold = self.item.unwrap_or_else(|| whole(step.threshold));
-                let taken = bucket.take(now, batch, threshold, terms);
-                *reply = match taken {
-                    Taken::From(taking) => Reply::Got(Got::Bucket(taking)),
-                    Taken::Refused { retry_at } => Reply::Refused(retry_at),
-                };
-                matches!(taken, Taken::From(_))
+                match bucket.take(now, batch, threshold, terms) {
+                    Taken::From(taking) => {
+                        *reply = Reply::Taken(taking);
+                        true
+                    }
+                    Taken::Refused { retry_at } => {
+                        *reply = Reply::Refused(retry_at);
+                        false
+                    }
+                }
             }
             (Ledger::Permits(permits), Terms::Permits { ttl }) => {
                 let threshold = self.item.unwrap_or_else(|| whole(step.threshold));
@@ -981,7 +987,21 @@ fn apply(
         }
         return Ok(Then::Keep);
     }
-    let found = match found.as_deref().map(ledger::decode) {
+    apply_to_value(of, now, key, set, found.as_deref(), written, step)
+}
+
+/// The same, with the whole value read and written.
+#[inline(never)]
+fn apply_to_value(
+    of: &LedgerRef,
+    now: Nanos,
+    key: u128,
+    set: u32,
+    found: Option<&[u8]>,
+    written: &mut Vec<u8>,
+    step: &mut dyn FnMut(Step<'_>) -> bool,
+) -> Result<Then, ChangeError> {
+    let found = match found.map(ledger::decode) {
         Some(Ok(found)) => Some(found),
         Some(Err(_)) => return Err(ChangeError::Layout),
         None => None,

@@ -64,20 +64,19 @@ impl Clock {
 
     /// The process's hash of a name.
     pub(crate) fn hash(&self, name: &[u8]) -> u64 {
-        self.sip(name, [0, 0xff]).0
+        let (hash, _) = self.sip(name, [0, 0xff]);
+        hash
     }
 
     /// The process's hash of what tells a value apart, wide enough that nobody finds two with the same one.
     pub(crate) fn hash_wide(&self, key: &[u8]) -> u128 {
-        let (low, mut state) = self.sip(key, [0xee, 0xee]);
-        state[1] ^= 0xdd;
-        rounds(&mut state, 3);
-        u128::from(low) | u128::from(folded(&state)) << 64 | 1 << 127
+        let (low, high) = self.sip(key, [0xee, 0xee]);
+        u128::from(low) | u128::from(high) << 64 | 1 << 127
     }
 
-    /// SipHash-1-3 of 64 bits, and its state after them; `marks` tell that of 128 bits from it. Written out, because
-    /// `siphasher` takes a dozen functions for it, each of which a request would enter.
-    fn sip(&self, bytes: &[u8], marks: [u64; 2]) -> (u64, [u64; 4]) {
+    /// SipHash-1-3; `marks` tell that of 128 bits from that of 64. One function: `siphasher` makes a dozen of it, each of
+    /// which a request would enter.
+    fn sip(&self, bytes: &[u8], marks: [u64; 2]) -> (u64, u64) {
         let key = u128::from_le_bytes(self.seeds.hash_key);
         let [low, high] = [key, key >> 64].map(|half| (half & u128::from(u64::MAX)) as u64);
         let mut state = [
@@ -86,47 +85,55 @@ impl Clock {
             low ^ 0x6c79_6765_6e65_7261,
             high ^ 0x7465_6462_7974_6573,
         ];
-        let (words, rest) = bytes.as_chunks();
+        let (words, tail) = bytes.as_chunks();
+        for word in words {
+            state = with_word(state, u64::from_le_bytes(*word));
+        }
         // The last word has what is left over, and the length in its highest byte.
         let mut last = (bytes.len() as u64) << 56;
-        for (place, byte) in rest.iter().enumerate() {
-            last |= u64::from(*byte) << (8 * place);
+        let mut shift = 0;
+        for byte in tail {
+            last |= u64::from(*byte) << shift;
+            shift += 8;
         }
-        for word in words {
-            take_in(&mut state, u64::from_le_bytes(*word));
-        }
-        take_in(&mut state, last);
-        state[2] ^= marks[1];
-        rounds(&mut state, 3);
-        (folded(&state), state)
+        let [a, b, c, d] = with_word(state, last);
+        let [a, b, c, d] = three_rounds([a, b, c ^ marks[1], d]);
+        let [e, f, g, h] = three_rounds([a, b ^ 0xdd, c, d]);
+        (a ^ b ^ c ^ d, e ^ f ^ g ^ h)
     }
 }
 
-fn take_in(state: &mut [u64; 4], word: u64) {
-    state[3] ^= word;
-    rounds(state, 1);
-    state[0] ^= word;
-}
-
-fn rounds(state: &mut [u64; 4], rounds: u32) {
-    let [mut a, mut b, mut c, mut d] = *state;
-    for _ in 0..rounds {
-        a = a.wrapping_add(b);
-        b = b.rotate_left(13) ^ a;
-        a = a.rotate_left(32);
-        c = c.wrapping_add(d);
-        d = d.rotate_left(16) ^ c;
-        a = a.wrapping_add(d);
-        d = d.rotate_left(21) ^ a;
-        c = c.wrapping_add(b);
-        b = b.rotate_left(17) ^ c;
-        c = c.rotate_left(32);
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "as below")]
+fn three_rounds(mut state: [u64; 4]) -> [u64; 4] {
+    for _ in 0..3 {
+        state = round(state);
     }
-    *state = [a, b, c, d];
+    state
 }
 
-fn folded(state: &[u64; 4]) -> u64 {
-    state[0] ^ state[1] ^ state[2] ^ state[3]
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "a round is a few instructions, and its state stays in registers"
+)]
+fn with_word([a, b, c, d]: [u64; 4], word: u64) -> [u64; 4] {
+    let [a, b, c, d] = round([a, b, c, d ^ word]);
+    [a ^ word, b, c, d]
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "as above")]
+fn round([a, b, c, d]: [u64; 4]) -> [u64; 4] {
+    let a = a.wrapping_add(b);
+    let b = b.rotate_left(13) ^ a;
+    let c = c.wrapping_add(d);
+    let d = d.rotate_left(16) ^ c;
+    let a = a.rotate_left(32).wrapping_add(d);
+    let d = d.rotate_left(21) ^ a;
+    let c = c.wrapping_add(b);
+    let b = b.rotate_left(17) ^ c;
+    [a, b, c.rotate_left(32), d]
 }
 
 /// Wall time minus monotonic time. A thread can lose the processor between two reads, and then buckets would

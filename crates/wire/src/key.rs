@@ -61,22 +61,21 @@ impl Key {
             Self::Source(source) => (b"sentinel/source/", 0, source),
             Self::Signal(signal) => (b"     sentinel/s/", 5, u32::from(signal)),
         };
-        let (before, digits) = room.split_at_mut(KIND_BYTES);
-        before.copy_from_slice(kind);
-        let mut unit = 1;
-        while number / unit >= 10 {
-            unit *= 10;
-        }
-        let mut end = KIND_BYTES;
-        for place in digits {
-            *place = b'0' + u8::try_from(number / unit % 10).unwrap_or(0);
-            end += 1;
-            unit /= 10;
-            if unit == 0 {
+        // From behind: the last digits are the first to be known.
+        let (mut rest, mut start) = (number, room.len());
+        while let Some(place) = start.checked_sub(1).and_then(|last| room.get_mut(last)) {
+            *place = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+            start -= 1;
+            rest /= 10;
+            if rest == 0 {
                 break;
             }
         }
-        room.get(skipped..end).unwrap_or_default()
+        let start = start.saturating_sub(KIND_BYTES);
+        if let Some(place) = room.get_mut(start..start + KIND_BYTES) {
+            place.copy_from_slice(kind);
+        }
+        room.get(start + skipped..).unwrap_or_default()
     }
 
     /// Writes the key's name into `name`, replacing what is there.

@@ -150,12 +150,16 @@ impl<'a> BucketPlace<'a> {
             if u128::from_le_bytes(*known) == hash {
                 let (place, _) = place.as_chunks_mut();
                 let [tokens, filled] = *place else { return None };
-                let [generation, version, threshold, tokens, filled] =
-                    [generation, version, threshold, tokens, filled].map(u64::from_le_bytes);
-                let threshold = f64::from_bits(threshold);
                 return Some(Self {
-                    stamp: Stamp { generation, version, threshold },
-                    bucket: BucketLedger { tokens, filled: Nanos::new(filled) },
+                    stamp: Stamp {
+                        generation: u64::from_le_bytes(generation),
+                        version: u64::from_le_bytes(version),
+                        threshold: f64::from_le_bytes(threshold),
+                    },
+                    bucket: BucketLedger {
+                        tokens: u64::from_le_bytes(tokens),
+                        filled: Nanos::new(u64::from_le_bytes(filled)),
+                    },
                     fields,
                     place,
                 });
@@ -167,12 +171,12 @@ impl<'a> BucketPlace<'a> {
     /// Writes the bucket and the set's stamp.
     pub fn write(self) {
         let Self { stamp, bucket, fields, place } = self;
-        let new = [stamp.generation, stamp.version, stamp.threshold.to_bits()];
-        for (field, new) in fields.iter_mut().zip(new) {
-            *field = new.to_le_bytes();
-        }
-        for (field, new) in place.iter_mut().zip([bucket.tokens, bucket.filled.get()]) {
-            *field = new.to_le_bytes();
+        if let ([generation, version, threshold], [tokens, filled]) = (fields, place) {
+            *generation = stamp.generation.to_le_bytes();
+            *version = stamp.version.to_le_bytes();
+            *threshold = stamp.threshold.to_le_bytes();
+            *tokens = bucket.tokens.to_le_bytes();
+            *filled = bucket.filled.get().to_le_bytes();
         }
     }
 }
