@@ -78,7 +78,8 @@ impl Clock {
     /// which a request would enter.
     fn sip(&self, bytes: &[u8], marks: [u64; 2]) -> (u64, u64) {
         let key = u128::from_le_bytes(self.seeds.hash_key);
-        let [low, high] = [key, key >> 64].map(|half| (half & u128::from(u64::MAX)) as u64);
+        let [low, high] =
+            [key, key >> 64].map(|half| u64::try_from(half & u128::from(u64::MAX)).unwrap_or(0));
         let mut state = [
             low ^ 0x736f_6d65_7073_6575,
             high ^ 0x646f_7261_6e64_6f6d ^ marks[0],

@@ -41,7 +41,8 @@ pub fn sets_for(capacity: u32) -> u32 {
 /// In four steps of a long division: one of 128 bits takes 1 KB of code.
 pub fn set_of(hash: u128, sets: u32) -> u32 {
     let sets = u64::from(sets.max(1));
-    let [low, high] = [hash, hash >> 64].map(|half| (half & u128::from(u64::MAX)) as u64);
+    let [low, high] =
+        [hash, hash >> 64].map(|half| u64::try_from(half & u128::from(u64::MAX)).unwrap_or(0));
     let rest = (low >> 32) % sets;
     let rest = (rest << 32 | low & 0xffff_ffff) % sets;
     let rest = (rest << 32 | high >> 32) % sets;
