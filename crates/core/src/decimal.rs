@@ -9,8 +9,8 @@ use core::{cmp::Ordering, fmt::Write as _};
 
 /// A whole number that fits into `T`. The one way to read any: what the standard library makes of each type is some 400
 /// bytes in a module.
-pub fn whole_number<T: TryFrom<i64>>(text: &str) -> Option<T> {
-    T::try_from(whole_in_radix(text, 10)?).ok()
+pub fn whole_number<T: TryFrom<i64>>(text: &(impl AsRef<[u8]> + ?Sized)) -> Option<T> {
+    T::try_from(whole_in_radix(text.as_ref(), 10)?).ok()
 }
 
 /// The most digits that a whole number has.
@@ -31,19 +31,35 @@ pub fn whole_digits(number: u64, room: &mut [u8; WHOLE_DIGITS]) -> &[u8] {
 }
 
 /// A whole number, with or without a sign, as the standard library reads it.
-pub fn whole_in_radix(text: &str, radix: u32) -> Option<i64> {
-    let (negative, digits) = match text.as_bytes() {
+pub fn whole_in_radix(text: &[u8], radix: u32) -> Option<i64> {
+    let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
         [b'+', rest @ ..] => (false, rest),
         all => (false, all),
     };
-    // Counted below zero, where there is one more number.
-    let below = digits.iter().try_fold(0_i64, |number, byte| {
-        let digit = char::from(*byte).to_digit(radix)?;
-        number.checked_mul(i64::from(radix))?.checked_sub(i64::from(digit))
-    });
-    let below = below.filter(|_| !digits.is_empty())?;
-    if negative { Some(below) } else { below.checked_neg() }
+    let radix = u64::from(radix);
+    // Below zero there is one more number.
+    let most = i64::MAX.unsigned_abs() + u64::from(negative);
+    let before_last = most / radix;
+    let mut number = 0;
+    for byte in digits {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'z' => byte - b'a' + 10,
+            b'A'..=b'Z' => byte - b'A' + 10,
+            _ => return None,
+        };
+        // A checked product is one of 128 bits, in a function of its own.
+        if u64::from(digit) >= radix || number > before_last {
+            return None;
+        }
+        number = number * radix + u64::from(digit);
+        if number > most {
+            return None;
+        }
+    }
+    let number = number.cast_signed();
+    (!digits.is_empty()).then_some(if negative { number.wrapping_neg() } else { number })
 }
 
 /// The number that `text` is: digits, at most one point, and an exponent, as in `-0.25`, `7`, `.5` or `1e-3`. One that
@@ -548,7 +564,7 @@ mod tests {
         fn whole_numbers_are_read_as_std_reads_them(text in "[-+]?[0-9a-f]{0,20}", number: i64) {
             for text in [text, number.to_string(), format!("{number}0"), i64::MIN.to_string()] {
                 for radix in [8, 10, 16] {
-                    prop_assert_eq!(whole_in_radix(&text, radix), i64::from_str_radix(&text, radix).ok(), "{}", text);
+                    prop_assert_eq!(whole_in_radix(text.as_bytes(), radix), i64::from_str_radix(&text, radix).ok(), "{}", text);
                 }
                 prop_assert_eq!(whole_number::<u16>(&text), text.parse::<i64>().ok().and_then(|n| n.try_into().ok()));
             }

@@ -27,7 +27,7 @@ use sentinel_core::{
 };
 use sentinel_wire::{
     key::Key,
-    ledger::{self, Value},
+    ledger::{self, BucketPlace, Value},
 };
 
 use crate::{
@@ -192,6 +192,17 @@ enum Asked {
     Failed,
 }
 
+/// What is known of a rule without a look at its ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// It needs nothing from its ledger for this request.
+    InHand,
+    /// It refuses; until when, as far as that is known.
+    Refuses { retry_at: Option<Nanos> },
+    /// Nothing: the ledger must be asked.
+    Nothing,
+}
+
 /// What [`Claims::change`] found.
 pub(crate) struct Changed {
     pub(crate) seen: Option<Cas>,
@@ -250,11 +261,34 @@ impl<'a, H: Host> Claims<'a, H> {
 
     /// Decides a request of `batch` tokens.
     pub(crate) fn admit(&mut self, book: &mut RuleBook, asks: &mut [Ask], batch: u64) -> Admission {
-        if asks.iter_mut().all(|ask| self.takes_from_hand(book, ask, batch)) {
+        let mut all_in_hand = true;
+        let mut refused: Option<Admission> = None;
+        for ask in asks.iter_mut() {
+            let Some(state) = book.rule(ask.rule) else { continue };
+            match self.look(state, ask, batch) {
+                // What nearly every request is decided by. It is asked no more, as if it had been asked first.
+                Known::InHand => {
+                    (ask.answer, ask.got) = (Answer::Passes, in_hand(&state.hold));
+                    continue;
+                }
+                Known::Refuses { retry_at } if !state.rule.common().shadow => {
+                    let comes_first = match refused {
+                        Some(Admission::Refused { rule, .. }) => is_before(book, ask.rule, rule),
+                        _ => true,
+                    };
+                    if comes_first {
+                        refused = Some(Admission::Refused { rule: ask.rule, retry_at });
+                    }
+                }
+                Known::Refuses { .. } | Known::Nothing => {}
+            }
+            all_in_hand = false;
+        }
+        if all_in_hand {
             return Admission::Pass;
         }
-        if let Some(refused) = self.known_refusal(book, asks, batch) {
-            return refused;
+        if let Some(refused) = refused {
+            return self.first_refusal(book, asks, batch, refused);
         }
         for _ in 0..ROUNDS_MAX {
             for at in 0..asks.len() {
@@ -387,33 +421,6 @@ impl<'a, H: Host> Claims<'a, H> {
         moved
     }
 
-    /// A rule that is known to refuse, if there is one: no call but a look at a signal, unless a rule that is
-    /// checked before it has to be peeked at.
-    fn known_refusal(
-        &mut self,
-        book: &mut RuleBook,
-        asks: &mut [Ask],
-        batch: u64,
-    ) -> Option<Admission> {
-        let mut first: Option<Admission> = None;
-        for ask in asks.iter_mut() {
-            let Some(state) = book.rule_mut(ask.rule) else { continue };
-            if state.rule.common().shadow {
-                continue;
-            }
-            if let Some(retry_at) = self.knows_refusal(state, ask, batch) {
-                let comes_first = match first {
-                    Some(Admission::Refused { rule, .. }) => is_before(book, ask.rule, rule),
-                    _ => true,
-                };
-                if comes_first {
-                    first = Some(Admission::Refused { rule: ask.rule, retry_at });
-                }
-            }
-        }
-        first.map(|refused| self.first_refusal(book, asks, batch, refused))
-    }
-
     /// `refused`, or the refusal of a rule that is checked before it and has not been asked yet.
     fn first_refusal(
         &mut self,
@@ -433,7 +440,7 @@ impl<'a, H: Host> Claims<'a, H> {
             let asked = ask.answer != Answer::Pending
                 || state.peeked == tick && state.place.sets == 0
                 || state.rule.common().shadow
-                || self.is_in_hand(state, ask, batch);
+                || self.look(state, ask, batch) == Known::InHand;
             if asked {
                 continue;
             }
@@ -447,21 +454,23 @@ impl<'a, H: Host> Claims<'a, H> {
         first
     }
 
-    /// Whether this worker knows that the rule refuses, and when the next chance is.
-    fn knows_refusal(&mut self, state: &RuleState, ask: &Ask, batch: u64) -> Option<Option<Nanos>> {
-        let batch = state.counted(batch);
+    /// What is known of a rule: no call, but for the level of a signal where it has refused before.
+    fn look(&mut self, state: &RuleState, ask: &Ask, batch: u64) -> Known {
         if ask.answer == Answer::Refuses {
-            return Some(None);
+            return Known::Refuses { retry_at: None };
         }
-        match (&state.hold, &state.terms) {
+        let batch = state.counted(batch);
+        let (is_in_hand, refuses_until) = match (&state.hold, &state.terms) {
+            (_, Terms::Nothing) => (true, None),
             (Hold::Lease(lease), Terms::Rate(terms)) => {
                 match lease.look(terms.shape, self.now, batch) {
+                    Look::InHand => (true, None),
                     Look::Exhausted { given_back, retry_at }
                         if terms.may_lease() && given_back == self.given_back() =>
                     {
-                        Some(retry_at)
+                        (false, Some(retry_at))
                     }
-                    Look::Exhausted { .. } | Look::InHand | Look::Claim { .. } => None,
+                    Look::Exhausted { .. } | Look::Claim { .. } => (false, None),
                 }
             }
             (Hold::Permits(permits), _) => match permits.full {
@@ -471,47 +480,31 @@ impl<'a, H: Host> Claims<'a, H> {
                         && self.now < until
                         && freed == self.freed() =>
                 {
-                    Some(None)
+                    (false, Some(None))
                 }
-                Some(_) | None => None,
+                Some(_) | None => (permits.idle > 0 && batch == 1, None),
             },
-            (Hold::Pace { full_until, batch: full_for }, _) => {
-                (self.now < *full_until && batch >= *full_for).then_some(Some(*full_until))
+            (Hold::Pace { full_until, batch: full_for }, _)
+                if self.now < *full_until && batch >= *full_for =>
+            {
+                (false, Some(Some(*full_until)))
             }
             (Hold::Breaker(view), _) => match view.state {
-                BreakerState::Closed => None,
-                BreakerState::Open if self.now < view.retry_at => Some(Some(view.retry_at)),
+                BreakerState::Closed => (true, None),
+                BreakerState::Open if self.now < view.retry_at => {
+                    (false, Some(Some(view.retry_at)))
+                }
                 BreakerState::Open | BreakerState::HalfOpen => {
-                    (self.now < view.busy_until).then_some(None)
+                    (false, (self.now < view.busy_until).then_some(None))
                 }
             },
-            _ => None,
+            _ => (ask.got != Got::Nothing, None),
+        };
+        match refuses_until {
+            Some(retry_at) => Known::Refuses { retry_at },
+            None if is_in_hand => Known::InHand,
+            None => Known::Nothing,
         }
-    }
-
-    /// Whether the rule needs nothing from its ledger for this request.
-    fn is_in_hand(&self, state: &RuleState, ask: &Ask, batch: u64) -> bool {
-        let batch = state.counted(batch);
-        match (&state.hold, &state.terms) {
-            (_, Terms::Nothing) => true,
-            (Hold::Lease(lease), Terms::Rate(terms)) => {
-                lease.look(terms.shape, self.now, batch) == Look::InHand
-            }
-            (Hold::Permits(permits), _) => permits.idle > 0 && batch == 1,
-            (Hold::Breaker(view), _) => view.state == BreakerState::Closed,
-            _ => ask.got != Got::Nothing,
-        }
-    }
-
-    /// Whether the rule passes by what is in hand: what nearly every request is decided by, at one look for each rule.
-    /// One that does is asked no more, as if it had been asked first.
-    fn takes_from_hand(&self, book: &RuleBook, ask: &mut Ask, batch: u64) -> bool {
-        let Some(state) = book.rule(ask.rule) else { return true };
-        let passes = ask.answer == Answer::Pending && self.is_in_hand(state, ask, batch);
-        if passes {
-            (ask.answer, ask.got) = (Answer::Passes, in_hand(&state.hold));
-        }
-        passes
     }
 
     /// Gets what one rule wants into hand.
@@ -525,14 +518,13 @@ impl<'a, H: Host> Claims<'a, H> {
         if is_done {
             return Asked::Got(ask.got);
         }
-        let known = self.knows_refusal(state, ask, batch);
-        let asked = if let Some(retry_at) = known {
-            Asked::Refused { retry_at }
-        } else if self.is_in_hand(state, ask, batch) {
-            Asked::Got(in_hand(&state.hold))
-        } else {
-            self.tally.claims += 1;
-            self.ask_ledger(state, ask, batch, false)
+        let asked = match self.look(state, ask, batch) {
+            Known::Refuses { retry_at } => Asked::Refused { retry_at },
+            Known::InHand => Asked::Got(in_hand(&state.hold)),
+            Known::Nothing => {
+                self.tally.claims += 1;
+                self.ask_ledger(state, ask, batch, false)
+            }
         };
         match asked {
             Asked::Got(got) => {
@@ -580,9 +572,7 @@ impl<'a, H: Host> Claims<'a, H> {
         let mut reply = Reply::None;
         let changed =
             change(self.host, self.shared, &ledger, self.now, ask.key, dry, &mut |step| {
-                let (answer, changed) = asker.ask(step, &ledger, hold, values, probe);
-                reply = answer;
-                changed
+                asker.ask(step, &ledger, hold, values, probe, &mut reply)
             });
         let seen = match changed {
             Ok(changed) => changed.seen,
@@ -597,7 +587,8 @@ impl<'a, H: Host> Claims<'a, H> {
         };
         match reply {
             Reply::None => Asked::Failed,
-            Reply::Got(got) => Asked::Got(got),
+            Reply::Slot(slot) => Asked::Got(Got::Slot(slot)),
+            Reply::Taken(taking) => Asked::Got(Got::Bucket(taking)),
             Reply::Refused(retry_at) => {
                 if let (Hold::Pace { full_until, batch: full_for }, Some(retry_at)) =
                     (&mut state.hold, retry_at)
@@ -699,9 +690,11 @@ impl<'a, H: Host> Claims<'a, H> {
     }
 
     /// Whether every token is still spendable, now that the last one has been claimed.
-    fn all_in_hand(&self, book: &mut RuleBook, asks: &[Ask], batch: u64) -> bool {
+    fn all_in_hand(&mut self, book: &RuleBook, asks: &[Ask], batch: u64) -> bool {
         asks.iter().all(|ask| match book.rule(ask.rule) {
-            Some(state) if matches!(ask.got, Got::Lease(_)) => self.is_in_hand(state, ask, batch),
+            Some(state) if matches!(ask.got, Got::Lease(_)) => {
+                self.look(state, ask, batch) == Known::InHand
+            }
             Some(_) | None => true,
         })
     }
@@ -817,7 +810,8 @@ impl<'a, H: Host> Claims<'a, H> {
 /// What one step of a ledger says.
 enum Reply {
     None,
-    Got(Got),
+    Slot(Slot),
+    Taken(Taking),
     Refused(Option<Nanos>),
     Claimed(Claimed),
     Permit { entry: u128, written: u64 },
@@ -841,7 +835,8 @@ impl Asker {
         hold: &Hold,
         values: &ValuePermits,
         probe: Probe,
-    ) -> (Reply, bool) {
+        reply: &mut Reply,
+    ) -> bool {
         let (now, batch) = (self.now, self.batch);
         match (step.ledger, &of.terms) {
             (Ledger::Rate(rate), Terms::Rate(terms)) => {
@@ -862,7 +857,8 @@ impl Asker {
                     held,
                 };
                 let (claimed, changed) = rate.claim(terms, step.threshold, step.is_current, &claim);
-                (Reply::Claimed(claimed), changed)
+                *reply = Reply::Claimed(claimed);
+                changed
             }
             (Ledger::Pace(pace), Terms::Pace(terms)) => {
                 let mut terms = *terms;
@@ -872,17 +868,23 @@ impl Asker {
                 #[expect(clippy::cast_precision_loss, reason = "thresholds are at most 2^53")]
                 let threshold = self.item.map_or(step.threshold, |item| item as f64);
                 let (paced, changed) = pace.claim(now, batch, threshold, &terms, step.is_current);
-                let reply = match paced {
-                    Paced::At(slot) => Reply::Got(Got::Slot(slot)),
+                *reply = match paced {
+                    Paced::At(slot) => Reply::Slot(slot),
                     Paced::Refused { retry_at } => Reply::Refused(retry_at),
                 };
-                (reply, changed)
+                changed
             }
             (Ledger::Bucket(bucket), Terms::Bucket { terms, .. }) => {
                 let threshold = self.item.unwrap_or_else(|| whole(step.threshold));
                 match bucket.take(now, batch, threshold, terms) {
-                    Taken::From(taking) => (Reply::Got(Got::Bucket(taking)), true),
-                    Taken::Refused { retry_at } => (Reply::Refused(retry_at), false),
+                    Taken::From(taking) => {
+                        *reply = Reply::Taken(taking);
+                        true
+                    }
+                    Taken::Refused { retry_at } => {
+                        *reply = Reply::Refused(retry_at);
+                        false
+                    }
                 }
             }
             (Ledger::Permits(permits), Terms::Permits { ttl }) => {
@@ -896,17 +898,23 @@ impl Asker {
                 };
                 let incarnation = self.claimant.incarnation;
                 let claim = PermitClaim { incarnation, now, in_use, batch, ttl: *ttl };
-                if permits.claim(&claim, threshold) {
-                    (Reply::Permit { entry: step.entry, written: in_use.saturating_add(1) }, true)
+                let is_granted = permits.claim(&claim, threshold);
+                *reply = if is_granted {
+                    Reply::Permit { entry: step.entry, written: in_use.saturating_add(1) }
                 } else {
-                    (Reply::NoPermit, false)
-                }
+                    Reply::NoPermit
+                };
+                is_granted
             }
             (Ledger::Breaker(breaker), Terms::Breaker(terms)) => {
                 let (admitted, changed) = breaker.admit(probe, now, terms);
-                (Reply::Breaker(admitted, breaker.clone()), changed)
+                *reply = Reply::Breaker(admitted, breaker.clone());
+                changed
             }
-            _ => (Reply::None, false),
+            _ => {
+                *reply = Reply::None;
+                false
+            }
         }
     }
 }
@@ -944,7 +952,7 @@ pub(crate) fn change<H: Host>(
     };
     let updated = shared.update_dyn(host, at, &mut |found, written| {
         apply(of, now, key, set, found, written, step)
-            .map(|write| if write && !dry { Then::Write } else { Then::Keep })
+            .map(|then| if dry { Then::Keep } else { then })
     });
     updated.map(|seen| Changed { seen })
 }
@@ -955,10 +963,44 @@ fn apply(
     now: Nanos,
     key: u128,
     set: u32,
+    mut found: Option<&mut [u8]>,
+    written: &mut Vec<u8>,
+    step: &mut dyn FnMut(Step<'_>) -> bool,
+) -> Result<Then, ChangeError> {
+    if of.keeps == Keeps::Bucket
+        && of.place.sets > 0
+        && let Some(found) = found.as_deref_mut()
+        && let Some(mut place) = BucketPlace::find(found, key.max(1))
+        && let Some(meeting) = of.stamp.meet(Some(place.stamp))
+        && !meeting.anew
+    {
+        let threshold = if of.is_adaptive { of.stamp.threshold } else { meeting.stamp.threshold };
+        let mut ledger = Ledger::Bucket(place.bucket);
+        let is_current = meeting.is_current;
+        let changed = step(Step { ledger: &mut ledger, threshold, is_current, entry: key.max(1) });
+        if let Ledger::Bucket(bucket) = ledger
+            && (changed || meeting.renewed)
+        {
+            (place.stamp, place.bucket) = (meeting.stamp, bucket);
+            place.write();
+            return Ok(Then::WriteFound);
+        }
+        return Ok(Then::Keep);
+    }
+    apply_to_value(of, now, key, set, found.as_deref(), written, step)
+}
+
+/// The same, with the whole value read and written.
+#[inline(never)]
+fn apply_to_value(
+    of: &LedgerRef,
+    now: Nanos,
+    key: u128,
+    set: u32,
     found: Option<&[u8]>,
     written: &mut Vec<u8>,
     step: &mut dyn FnMut(Step<'_>) -> bool,
-) -> Result<bool, ChangeError> {
+) -> Result<Then, ChangeError> {
     let found = match found.map(ledger::decode) {
         Some(Ok(found)) => Some(found),
         Some(Err(_)) => return Err(ChangeError::Layout),
@@ -995,11 +1037,11 @@ fn apply(
         }
     };
     let changed = step(Step { ledger, threshold, is_current: meeting.is_current, entry });
-    let write = changed || (meeting.renewed && !meeting.anew);
-    if write {
+    if changed || (meeting.renewed && !meeting.anew) {
         ledger::encode(&meeting.stamp, &value, written);
+        return Ok(Then::Write);
     }
-    Ok(write)
+    Ok(Then::Keep)
 }
 
 /// What a request takes of a rule from which it needs nothing but what is in hand.

@@ -36,13 +36,15 @@ pub(crate) struct Updated<R> {
 pub(crate) enum Then {
     /// Write what the step has put into the buffer.
     Write,
+    /// Write what was found, as the step has changed it.
+    WriteFound,
     /// Leave the value as it is.
     Keep,
 }
 
 /// A step that can fail.
 pub(crate) type DynStep<'a> =
-    dyn FnMut(Option<&[u8]>, &mut Vec<u8>) -> Result<Then, ChangeError> + 'a;
+    dyn FnMut(Option<&mut [u8]>, &mut Vec<u8>) -> Result<Then, ChangeError> + 'a;
 
 impl Shared {
     /// Reads `key`, lets `step` compute what follows, and writes it, again until nobody was in between.
@@ -53,14 +55,25 @@ impl Shared {
         key: Key,
         mut step: impl FnMut(Option<&[u8]>, &mut Vec<u8>) -> (Then, R),
     ) -> Result<Updated<R>, HostError> {
+        self.update_found(host, key, |found, written| step(found.as_deref(), written))
+    }
+
+    /// The same for a step that may change what it finds where that stands.
+    fn update_found<H: Host, R>(
+        &mut self,
+        host: &mut H,
+        key: Key,
+        mut step: impl FnMut(Option<&mut [u8]>, &mut Vec<u8>) -> (Then, R),
+    ) -> Result<Updated<R>, HostError> {
         loop {
             let seen = host.load(key, &mut self.found)?;
-            let value = seen.map(|_| self.found.as_slice());
+            let value = seen.map(|_| self.found.as_mut_slice());
             let (then, result) = step(value, &mut self.written);
             let stored = match (then, seen) {
                 (Then::Keep, _) => Stored::Done,
+                (Then::WriteFound, Some(cas)) => host.store(key, &self.found, cas)?,
                 (Then::Write, Some(cas)) => host.store(key, &self.written, cas)?,
-                (Then::Write, None) => host.create(key, &self.written)?,
+                (Then::Write | Then::WriteFound, None) => host.create(key, &self.written)?,
             };
             match stored {
                 Stored::Done => return Ok(Updated { result, seen }),
@@ -77,7 +90,7 @@ impl Shared {
         key: Key,
         step: &mut DynStep<'_>,
     ) -> Result<Option<Cas>, ChangeError> {
-        let updated = self.update(host, key, |found, written| match step(found, written) {
+        let updated = self.update_found(host, key, |found, written| match step(found, written) {
             Ok(then) => (then, Ok(())),
             Err(error) => (Then::Keep, Err(error)),
         });

@@ -150,7 +150,7 @@ pub(crate) enum Clock {
 }
 
 /// The value under `key`, and its compare-and-set token.
-pub(crate) fn load(key: &str, value: &mut Vec<u8>) -> Result<u32, HostError> {
+pub(crate) fn load(key: &[u8], value: &mut Vec<u8>) -> Result<u32, HostError> {
     let mut cas = 0;
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to live locals and to `key` for the length given.
@@ -163,7 +163,7 @@ pub(crate) fn load(key: &str, value: &mut Vec<u8>) -> Result<u32, HostError> {
 }
 
 /// Writes `key` if its token is `cas`.
-pub(crate) fn store(key: &str, value: &[u8], cas: u32) -> Result<(), HostError> {
+pub(crate) fn store(key: &[u8], value: &[u8], cas: u32) -> Result<(), HostError> {
     // SAFETY: both pointers are to live slices of the lengths given.
     ok(unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas) })
 }

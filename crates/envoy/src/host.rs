@@ -3,14 +3,13 @@
 use sentinel_engine::host::{
     Cas, Host, HostError, Meter, MetricId, MetricKind, Queue, Signal, Stored,
 };
-use sentinel_wire::key::{Key, QUEUE};
+use sentinel_wire::key::{Key, NameRoom, QUEUE};
 
 use crate::ffi::{self, Clock};
 
 /// One VM's access to Envoy.
 #[derive(Debug)]
 pub struct EnvoyHost {
-    key: String,
     value: Vec<u8>,
     /// The counters that carry the signals; `None` where Envoy's statistics are switched off.
     signals: Option<[u32; Signal::ALL.len()]>,
@@ -54,7 +53,7 @@ impl EnvoyHost {
                 None
             }
         };
-        Self { key: String::new(), value: Vec::new(), signals, calls: Calls::default() }
+        Self { value: Vec::new(), signals, calls: Calls::default() }
     }
 
     /// The first function without which nothing works and which Envoy refuses this module
@@ -74,8 +73,7 @@ impl EnvoyHost {
 
     fn load_into(&mut self, key: Key, value: &mut Vec<u8>) -> Result<Option<Cas>, HostError> {
         self.calls.shared_data += 1;
-        key.write_name(&mut self.key);
-        match ffi::load(&self.key, value) {
+        match ffi::load(key.name(&mut NameRoom::default()), value) {
             Ok(cas) => Ok(Some(Cas(cas))),
             Err(HostError::NotFound) => {
                 value.clear();
@@ -87,8 +85,7 @@ impl EnvoyHost {
 
     fn store_with(&mut self, key: Key, value: &[u8], cas: u32) -> Result<Stored, HostError> {
         self.calls.shared_data += 1;
-        key.write_name(&mut self.key);
-        match ffi::store(&self.key, value, cas) {
+        match ffi::store(key.name(&mut NameRoom::default()), value, cas) {
             Ok(()) => Ok(Stored::Done),
             Err(HostError::Status(ffi::CAS_MISMATCH)) => Ok(Stored::Mismatch),
             Err(error) => Err(error),

@@ -132,7 +132,7 @@ fn client_ip() -> Option<Vec<u8>> {
 /// How the request of the current callback has ended: no status where there was no response, because of a reset. A reply
 /// of Envoy's own, such as 503 or 504, is a response.
 pub(crate) fn outcome() -> Outcome {
-    let number = |bytes: Bytes| -> Option<u16> { whole_number(core::str::from_utf8(&bytes).ok()?) };
+    let number = |bytes: Bytes| whole_number::<u16>(&*bytes);
     let grpc = response_trailer("grpc-status").or_else(|| response_header("grpc-status"));
     Outcome {
         http_status: response_header(":status").and_then(number),

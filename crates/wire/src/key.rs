@@ -5,8 +5,6 @@
 
 use alloc::string::String;
 
-use sentinel_core::decimal::{WHOLE_DIGITS, whole_digits};
-
 /// One key of shared data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
@@ -39,30 +37,51 @@ pub enum Key {
 /// The name of the queue from the workers to the service.
 pub const QUEUE: &str = "sentinel.frames";
 
+/// Room for any key's name.
+pub type NameRoom = [u8; KIND_BYTES + 16];
+
+const KIND_BYTES: usize = 16;
+
 impl Key {
+    /// The key's name, which is made in `room` if it has a number: for each claim, so without a call or a copy of an
+    /// unknown length.
+    pub fn name(self, room: &mut NameRoom) -> &[u8] {
+        // What stands before a number, and how much of the sixteen bytes does not belong to it.
+        let (kind, skipped, number): (&[u8; KIND_BYTES], _, _) = match self {
+            Self::Seeds => return b"sentinel/seeds",
+            Self::Workers => return b"sentinel/workers",
+            Self::Service => return b"sentinel/service",
+            Self::Rules => return b"sentinel/rules",
+            Self::Missing => return b"sentinel/missing",
+            Self::Decisions => return b"sentinel/decisions",
+            Self::Carried => return b"sentinel/carried",
+            Self::Set(set) => (b"     sentinel/t/", 5, set),
+            Self::Ledger(slot) => (b"     sentinel/l/", 5, slot),
+            Self::CarriedSet(set) => (b"     sentinel/c/", 5, set),
+            Self::Source(source) => (b"sentinel/source/", 0, source),
+            Self::Signal(signal) => (b"     sentinel/s/", 5, u32::from(signal)),
+        };
+        // From behind: the last digits are the first to be known.
+        let (mut rest, mut start) = (number, room.len());
+        while let Some(place) = start.checked_sub(1).and_then(|last| room.get_mut(last)) {
+            *place = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+            start -= 1;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        let start = start.saturating_sub(KIND_BYTES);
+        if let Some(place) = room.get_mut(start..start + KIND_BYTES) {
+            place.copy_from_slice(kind);
+        }
+        room.get(start + skipped..).unwrap_or_default()
+    }
+
     /// Writes the key's name into `name`, replacing what is there.
     pub fn write_name(self, name: &mut String) {
         name.clear();
-        let (kind, number) = match self {
-            Self::Seeds => ("sentinel/seeds", None),
-            Self::Workers => ("sentinel/workers", None),
-            Self::Service => ("sentinel/service", None),
-            Self::Rules => ("sentinel/rules", None),
-            Self::Missing => ("sentinel/missing", None),
-            Self::Decisions => ("sentinel/decisions", None),
-            Self::Set(set) => ("sentinel/t/", Some(set)),
-            Self::Ledger(slot) => ("sentinel/l/", Some(slot)),
-            Self::Carried => ("sentinel/carried", None),
-            Self::CarriedSet(set) => ("sentinel/c/", Some(set)),
-            Self::Source(source) => ("sentinel/source/", Some(source)),
-            Self::Signal(signal) => ("sentinel/s/", Some(u32::from(signal))),
-        };
-        name.push_str(kind);
-        // Written for each claim, so without what `{}` brings along.
-        if let Some(number) = number {
-            let mut room = [0; WHOLE_DIGITS];
-            let digits = whole_digits(u64::from(number), &mut room);
-            name.extend(digits.iter().map(|digit| char::from(*digit)));
-        }
+        let mut room = NameRoom::default();
+        name.extend(self.name(&mut room).iter().map(|byte| char::from(*byte)));
     }
 }

@@ -123,6 +123,69 @@ fn read(reader: &mut Reader<'_>) -> Option<(Stamp, Value)> {
     reader.rest.is_empty().then_some((stamp, value))
 }
 
+/// A value's bucket where it stands among the bytes of its set. Nearly every request with a value is about one that is
+/// there: so it is found and changed without reading the others.
+#[derive(Debug)]
+pub struct BucketPlace<'a> {
+    /// Whose the set is.
+    pub stamp: Stamp,
+    /// What stands there.
+    pub bucket: BucketLedger,
+    fields: &'a mut [[u8; 8]],
+    place: &'a mut [[u8; 8]],
+}
+
+impl<'a> BucketPlace<'a> {
+    /// The bucket of the value with this hash. `None`: there is none, or the bytes are no set of buckets.
+    pub fn find(bytes: &'a mut [u8], hash: u128) -> Option<Self> {
+        let ([LAYOUT, OF_BUCKETS, fields @ ..], entries) = bytes.split_first_chunk_mut::<HEAD>()?
+        else {
+            return None;
+        };
+        let (fields, _) = fields.as_chunks_mut();
+        let [generation, version, threshold] = *fields else { return None };
+        let (entries, []) = entries.as_chunks_mut::<32>() else { return None };
+        for entry in entries {
+            let (known, place) = entry.split_first_chunk_mut()?;
+            if u128::from_le_bytes(*known) == hash {
+                let (place, _) = place.as_chunks_mut();
+                let [tokens, filled] = *place else { return None };
+                return Some(Self {
+                    stamp: Stamp {
+                        generation: u64::from_le_bytes(generation),
+                        version: u64::from_le_bytes(version),
+                        threshold: f64::from_le_bytes(threshold),
+                    },
+                    bucket: BucketLedger {
+                        tokens: u64::from_le_bytes(tokens),
+                        filled: Nanos::new(u64::from_le_bytes(filled)),
+                    },
+                    fields,
+                    place,
+                });
+            }
+        }
+        None
+    }
+
+    /// Writes the bucket and the set's stamp.
+    pub fn write(self) {
+        let Self { stamp, bucket, fields, place } = self;
+        if let ([generation, version, threshold], [tokens, filled]) = (fields, place) {
+            *generation = stamp.generation.to_le_bytes();
+            *version = stamp.version.to_le_bytes();
+            *threshold = stamp.threshold.to_le_bytes();
+            *tokens = bucket.tokens.to_le_bytes();
+            *filled = bucket.filled.get().to_le_bytes();
+        }
+    }
+}
+
+/// Layout, kind and stamp.
+const HEAD: usize = 26;
+
+const OF_BUCKETS: u8 = 4 | OF_SET;
+
 fn kind_of(keeps: Keeps) -> u8 {
     match keeps {
         Keeps::Nothing => 0,

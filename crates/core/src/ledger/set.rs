@@ -41,9 +41,12 @@ pub fn sets_for(capacity: u32) -> u32 {
 /// In four steps of a long division: one of 128 bits takes 1 KB of code.
 pub fn set_of(hash: u128, sets: u32) -> u32 {
     let sets = u64::from(sets.max(1));
-    let digits = [hash >> 32, hash, hash >> 96, hash >> 64]
-        .map(|digits| u64::try_from(digits & u128::from(u32::MAX)).unwrap_or(0));
-    let rest = digits.into_iter().fold(0, |rest, digits| (rest << 32 | digits) % sets);
+    let [low, high] =
+        [hash, hash >> 64].map(|half| u64::try_from(half & u128::from(u64::MAX)).unwrap_or(0));
+    let rest = (low >> 32) % sets;
+    let rest = (rest << 32 | low & 0xffff_ffff) % sets;
+    let rest = (rest << 32 | high >> 32) % sets;
+    let rest = (rest << 32 | high & 0xffff_ffff) % sets;
     u32::try_from(rest).unwrap_or(0)
 }
 

@@ -67,7 +67,7 @@ fn radix(digits: &str, radix: u32) -> Option<Value> {
     if !digits.chars().all(|c| c.is_digit(radix)) {
         return None;
     }
-    decimal::whole_in_radix(digits, radix).map(Value::Int)
+    decimal::whole_in_radix(digits.as_bytes(), radix).map(Value::Int)
 }
 
 #[cfg(test)]
