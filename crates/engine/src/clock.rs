@@ -5,9 +5,11 @@
 //! another. The key for hashing names is put beside it, for the same reason: all must agree.
 
 use alloc::vec::Vec;
+use core::hash::Hasher as _;
 
 use sentinel_core::time::Nanos;
 use sentinel_wire::{key::Key, workers::Seeds};
+use siphasher::{sip::SipHasher13, sip128::Hasher128 as _};
 
 use crate::{
     host::Host,
@@ -64,77 +66,19 @@ impl Clock {
 
     /// The process's hash of a name.
     pub(crate) fn hash(&self, name: &[u8]) -> u64 {
-        let (hash, _) = self.sip(name, [0, 0xff]);
-        hash
+        let mut hasher = SipHasher13::new_with_key(&self.seeds.hash_key);
+        hasher.write(name);
+        hasher.finish()
     }
+}
 
+impl Clock {
     /// The process's hash of what tells a value apart, wide enough that nobody finds two with the same one.
     pub(crate) fn hash_wide(&self, key: &[u8]) -> u128 {
-        let (low, high) = self.sip(key, [0xee, 0xee]);
-        u128::from(low) | u128::from(high) << 64 | 1 << 127
+        let mut hasher = siphasher::sip128::SipHasher13::new_with_key(&self.seeds.hash_key);
+        hasher.write(key);
+        hasher.finish128().as_u128() | 1 << 127
     }
-
-    /// SipHash-1-3; `marks` tell that of 128 bits from that of 64. One function: `siphasher` makes a dozen of it, each of
-    /// which a request would enter.
-    fn sip(&self, bytes: &[u8], marks: [u64; 2]) -> (u64, u64) {
-        let key = u128::from_le_bytes(self.seeds.hash_key);
-        let [low, high] =
-            [key, key >> 64].map(|half| u64::try_from(half & u128::from(u64::MAX)).unwrap_or(0));
-        let mut state = [
-            low ^ 0x736f_6d65_7073_6575,
-            high ^ 0x646f_7261_6e64_6f6d ^ marks[0],
-            low ^ 0x6c79_6765_6e65_7261,
-            high ^ 0x7465_6462_7974_6573,
-        ];
-        let (words, tail) = bytes.as_chunks();
-        for word in words {
-            state = with_word(state, u64::from_le_bytes(*word));
-        }
-        // The last word has what is left over, and the length in its highest byte.
-        let mut last = (bytes.len() as u64) << 56;
-        let mut shift = 0;
-        for byte in tail {
-            last |= u64::from(*byte) << shift;
-            shift += 8;
-        }
-        let [a, b, c, d] = with_word(state, last);
-        let [a, b, c, d] = three_rounds([a, b, c ^ marks[1], d]);
-        let [e, f, g, h] = three_rounds([a, b ^ 0xdd, c, d]);
-        (a ^ b ^ c ^ d, e ^ f ^ g ^ h)
-    }
-}
-
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "as below")]
-fn three_rounds(mut state: [u64; 4]) -> [u64; 4] {
-    for _ in 0..3 {
-        state = round(state);
-    }
-    state
-}
-
-#[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "a round is a few instructions, and its state stays in registers"
-)]
-fn with_word([a, b, c, d]: [u64; 4], word: u64) -> [u64; 4] {
-    let [a, b, c, d] = round([a, b, c, d ^ word]);
-    [a ^ word, b, c, d]
-}
-
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "as above")]
-fn round([a, b, c, d]: [u64; 4]) -> [u64; 4] {
-    let a = a.wrapping_add(b);
-    let b = b.rotate_left(13) ^ a;
-    let c = c.wrapping_add(d);
-    let d = d.rotate_left(16) ^ c;
-    let a = a.rotate_left(32).wrapping_add(d);
-    let d = d.rotate_left(21) ^ a;
-    let c = c.wrapping_add(b);
-    let b = b.rotate_left(17) ^ c;
-    [a, b, c.rotate_left(32), d]
 }
 
 /// Wall time minus monotonic time. A thread can lose the processor between two reads, and then buckets would
@@ -151,29 +95,3 @@ fn measure_t0<H: Host>(host: &mut H) -> u64 {
 }
 
 const TRIES: u32 = 16;
-
-#[cfg(test)]
-mod tests {
-    use core::hash::Hasher as _;
-
-    use proptest::prelude::*;
-    use siphasher::{sip, sip128, sip128::Hasher128 as _};
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn hashes_are_siphash_1_3(
-            hash_key in any::<[u8; 16]>(),
-            name in proptest::collection::vec(any::<u8>(), 0..300),
-        ) {
-            let clock = Clock { seeds: Seeds { t0_ns: 0, hash_key } };
-            let mut narrow = sip::SipHasher13::new_with_key(&hash_key);
-            narrow.write(&name);
-            prop_assert_eq!(clock.hash(&name), narrow.finish());
-            let mut wide = sip128::SipHasher13::new_with_key(&hash_key);
-            wide.write(&name);
-            prop_assert_eq!(clock.hash_wide(&name), wide.finish128().as_u128() | 1 << 127);
-        }
-    }
-}

@@ -23,6 +23,7 @@ pub mod worker;
 
 mod admission;
 mod census;
+mod change;
 mod clock;
 mod group;
 mod nodes;

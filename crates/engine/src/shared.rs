@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use sentinel_wire::key::Key;
 
 use crate::{
-    admission::ChangeError,
+    change::ChangeError,
     host::{Cas, Host, HostError, Stored},
 };
 

@@ -418,6 +418,40 @@ mod tests {
     }
 
     #[test]
+    fn a_bucket_that_is_changed_where_it_stands_is_the_one_that_would_be_written() {
+        let stamp = Stamp { generation: 3, version: 4, threshold: 5.5 };
+        let bucket = |tokens| BucketLedger { tokens, filled: Nanos::new(tokens + 10) };
+        let set = |stamp, second| {
+            let entries = vec![(7, Ledger::Bucket(bucket(1))), (u128::MAX, Ledger::Bucket(second))];
+            let mut bytes = vec![];
+            encode(&stamp, &Value::Set(Keeps::Bucket, LedgerSet { entries }), &mut bytes);
+            bytes
+        };
+        let mut bytes = set(STAMP, bucket(2));
+        let mut place = BucketPlace::find(&mut bytes, u128::MAX).unwrap();
+        assert_eq!((place.stamp, &place.bucket), (STAMP, &bucket(2)));
+        (place.stamp, place.bucket) = (stamp, bucket(9));
+        place.write();
+        assert_eq!(bytes, set(stamp, bucket(9)));
+    }
+
+    #[test]
+    fn no_bucket_is_found_where_the_value_is_not_or_the_bytes_are_something_else() {
+        for value in values() {
+            let mut bytes = vec![];
+            encode(&STAMP, &value, &mut bytes);
+            let is_there = matches!(value, Value::Set(Keeps::Bucket, _));
+            assert_eq!(BucketPlace::find(&mut bytes, 1).is_some(), is_there, "{value:?}");
+            assert!(BucketPlace::find(&mut bytes, 2).is_none(), "{value:?}");
+            bytes[0] = LAYOUT + 1;
+            assert!(BucketPlace::find(&mut bytes, 1).is_none(), "{value:?}");
+            bytes[0] = LAYOUT;
+            bytes.pop();
+            assert!(BucketPlace::find(&mut bytes, 1).is_none(), "{value:?}");
+        }
+    }
+
+    #[test]
     fn a_newer_layout_is_recognised_as_newer() {
         let mut bytes = vec![];
         encode(&STAMP, &Value::Single(Ledger::Rate(rate())), &mut bytes);

@@ -20,7 +20,8 @@ use super::{
     waiting::{self, Waiting},
 };
 use crate::{
-    admission::{Admission, Answer, Ask, Claimant, Claims, Got, LedgerRef, ValuePermit},
+    admission::{Admission, Answer, Ask, Claimant, Claims, Got, ValuePermit},
+    change::LedgerRef,
     host::{Host, Meter, Signal},
     nodes::OTHER_NODE,
     rule_state::{Hold, RuleState, Terms, is_bad},
