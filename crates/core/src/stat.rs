@@ -5,7 +5,7 @@
 //! quiet resource, not after the main thread was held for a second. Source of the arithmetic:
 //! sentinel-golang `core/stat/base/leap_array.go` and `sliding_window_metric.go`.
 
-use alloc::{boxed::Box, vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 
 use crate::{
     time::{Nanos, Span},
@@ -19,11 +19,14 @@ pub struct LeapArray<B> {
     buckets: Box<[(BucketId, B)]>,
 }
 
-/// The slice of time that a moment falls in, and where it stands in rings of one shape: for whoever counts in many of them.
-#[derive(Clone, Copy, Debug)]
-pub struct Slot {
-    slice: BucketId,
-    index: usize,
+/// The [`LeapArray`]s of many resources, slice by slice: of hundreds of resources in one slice of time, which is what a
+/// frame tells, the buckets lie side by side, and whether the ring has left that slice is asked once. Each in a ring of its
+/// own is four misses of the caches for each resource in a frame.
+#[derive(Clone, Debug)]
+pub struct LeapArrays<B> {
+    bucket_ns: u64,
+    /// Buckets by the number of the array, as far as there are any.
+    slices: Box<[(BucketId, Vec<B>)]>,
 }
 
 /// What a bucket holds: something that can be added up.
@@ -62,8 +65,7 @@ pub const RT_CLASSES: usize = 80;
 impl<B: Tally> LeapArray<B> {
     /// An empty ring of `buckets` slices of `bucket` each, both at least 1.
     pub fn new(bucket: Span, buckets: usize) -> Self {
-        // The impossible stamp: no slice of our time has it.
-        let empty = (BucketId::new(u64::MAX), B::default());
+        let empty = (NEVER, B::default());
         Self {
             bucket_ns: bucket.get().max(1),
             buckets: vec![empty; buckets.max(1)].into_boxed_slice(),
@@ -72,28 +74,15 @@ impl<B: Tally> LeapArray<B> {
 
     /// Adds to the slice of `now`. Counts of a slice that the ring has left are dropped.
     pub fn add(&mut self, now: Nanos, counts: &B) {
-        self.add_in(self.slot_of(now), counts);
-    }
-
-    /// Adds to a slice, as [`LeapArray::add`] does; the slot must be of this ring's shape.
-    #[inline(always)]
-    pub fn add_in(&mut self, slot: Slot, counts: &B) {
-        if let Some(bucket) = self.bucket_in(slot) {
-            bucket.add(counts);
-        }
-    }
-
-    /// The counts of a slice, to be added to; the slot must be of this ring's shape. `None`: the ring has left that slice.
-    #[inline(always)]
-    pub fn bucket_in(&mut self, Slot { slice, index }: Slot) -> Option<&mut B> {
-        let (stamp, bucket) = self.buckets.get_mut(index)?;
+        let (slice, index) = slot_of(now, self.bucket_ns, self.buckets.len());
+        let Some((stamp, bucket)) = self.buckets.get_mut(index) else { return };
         if *stamp != slice {
-            if stamp.get() != u64::MAX && *stamp > slice {
-                return None;
+            if is_later(*stamp, slice) {
+                return;
             }
             (*stamp, *bucket) = (slice, B::default());
         }
-        Some(bucket)
+        bucket.add(counts);
     }
 
     /// The sum of the last `slices` slices, the current one included.
@@ -108,42 +97,84 @@ impl<B: Tally> LeapArray<B> {
         sum
     }
 
-    /// The last `slices` slices one by one, in no order, without those in which nothing was counted.
-    pub fn slices(&self, now: Nanos, slices: u64) -> impl Iterator<Item = &B> {
-        let current = self.slice_at(now);
-        let counts = move |stamp: &BucketId| *stamp <= current && stamp.age_at(current) < slices;
-        self.buckets.iter().filter(move |(stamp, _)| counts(stamp)).map(|(_, bucket)| bucket)
-    }
-
     /// The place in the ring at which the slice of `now` stands, and when that slice begins.
     pub fn place_of(&self, now: Nanos) -> (usize, Nanos) {
-        let Slot { slice, index } = self.slot_of(now);
+        let (slice, index) = slot_of(now, self.bucket_ns, self.buckets.len());
         (index, Nanos::new(slice.get().saturating_mul(self.bucket_ns)))
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        for (stamp, bucket) in &mut self.buckets {
-            (*stamp, *bucket) = (BucketId::new(u64::MAX), B::default());
-        }
     }
 
     fn slice_at(&self, now: Nanos) -> BucketId {
         BucketId::new(now.get() / self.bucket_ns)
     }
+}
 
-    fn slot_of(&self, now: Nanos) -> Slot {
-        Slot::of(now, Span::new(self.bucket_ns), self.buckets.len())
+impl<B: Tally> LeapArrays<B> {
+    /// No array yet, each to be a ring of `buckets` slices of `bucket` each, both at least 1.
+    pub fn new(bucket: Span, buckets: usize) -> Self {
+        Self {
+            bucket_ns: bucket.get().max(1),
+            slices: vec![(NEVER, Vec::new()); buckets.max(1)].into_boxed_slice(),
+        }
+    }
+
+    /// The buckets of the slice of `at`, to be added to, those of `arrays` arrays at least. `None`: the ring has left that
+    /// slice.
+    pub fn slice(&mut self, at: Nanos, arrays: usize) -> Option<&mut [B]> {
+        let (slice, index) = slot_of(at, self.bucket_ns, self.slices.len());
+        let (stamp, buckets) = self.slices.get_mut(index)?;
+        if *stamp != slice {
+            if is_later(*stamp, slice) {
+                return None;
+            }
+            *stamp = slice;
+            buckets.clear();
+        }
+        if buckets.len() < arrays {
+            buckets.resize(arrays, B::default());
+        }
+        Some(buckets)
+    }
+
+    /// The last `slices` slices, the current one included, in no order and without those in which nothing was counted: each
+    /// has the bucket of every array at the array's number, or none.
+    pub fn last(&self, now: Nanos, slices: u64) -> impl Iterator<Item = &[B]> {
+        let current = BucketId::new(now.get() / self.bucket_ns);
+        let counts = move |stamp: &BucketId| *stamp <= current && stamp.age_at(current) < slices;
+        self.slices
+            .iter()
+            .filter(move |(stamp, _)| counts(stamp))
+            .map(|(_, buckets)| buckets.as_slice())
+    }
+
+    /// The sum of the last `slices` slices of one array, the current one included.
+    pub fn sum(&self, now: Nanos, slices: u64, array: usize) -> B {
+        sum_of(self.last(now, slices), array)
     }
 }
 
-impl Slot {
-    /// Where `now` stands in rings of `buckets` slices of `bucket` each.
-    pub fn of(now: Nanos, bucket: Span, buckets: usize) -> Self {
-        let slice = BucketId::new(now.get() / bucket.get().max(1));
-        let index = usize::try_from(slice.get() % buckets.max(1) as u64).unwrap_or(0);
-        Self { slice, index }
+/// The sum of one array over some of [`LeapArrays::last`].
+pub fn sum_of<'a, B: Tally + 'a>(slices: impl Iterator<Item = &'a [B]>, array: usize) -> B {
+    let mut sum = B::default();
+    for slice in slices {
+        if let Some(bucket) = slice.get(array) {
+            sum.add(bucket);
+        }
     }
+    sum
+}
+
+/// The impossible stamp: no slice of our time has it.
+const NEVER: BucketId = BucketId::new(u64::MAX);
+
+fn is_later(stamp: BucketId, slice: BucketId) -> bool {
+    stamp != NEVER && stamp > slice
+}
+
+/// The slice of `bucket_ns` that `at` falls in, and where it stands in a ring of `buckets`.
+fn slot_of(at: Nanos, bucket_ns: u64, buckets: usize) -> (BucketId, usize) {
+    let slice = BucketId::new(at.get() / bucket_ns.max(1));
+    let index = usize::try_from(slice.get() % buckets.max(1) as u64).unwrap_or(0);
+    (slice, index)
 }
 
 impl MetricBucket {
@@ -279,6 +310,25 @@ mod tests {
     }
 
     #[test]
+    fn arrays_in_one_ring_keep_their_counts_apart_and_leave_a_slice_together() {
+        let mut arrays = LeapArrays::<MetricBucket>::new(Span::from_millis(500), 3);
+        let mut count = |now, array: usize| match arrays.slice(at(now), array + 1) {
+            Some(slice) => slice[array].add(&one_pass()),
+            None => panic!("the ring has left {now} ms"),
+        };
+        count(0, 0);
+        count(0, 2);
+        count(1_400, 2);
+        let sum = |now, slices, array| arrays.sum(at(now), slices, array).pass;
+
+        assert_eq!([sum(1_400, 3, 0), sum(1_400, 3, 1), sum(1_400, 3, 2)], [1, 0, 2]);
+        assert_eq!([sum(1_400, 1, 0), sum(1_400, 1, 2), sum(1_400, 1, 3)], [0, 1, 0]);
+        assert!(arrays.slice(at(1_500), 0).is_some());
+        assert!(arrays.slice(at(0), 1).is_none(), "the ring has left that slice");
+        assert_eq!(arrays.sum(at(1_500), 3, 0).pass, 0);
+    }
+
+    #[test]
     fn a_quantile_is_at_most_a_quarter_over() {
         for rt_ms in [0, 1, 3, 4, 5, 7, 8, 63, 64, 100, 1_000, 65_535, 1_000_000] {
             let end = class_end_ms(class_of(rt_ms));
@@ -320,14 +370,17 @@ mod tests {
             steps in prop::collection::vec((0u64..900, 0u64..5), 1..100),
         ) {
             let mut array = LeapArray::new(Span::from_millis(500), 20);
+            let mut arrays = LeapArrays::<MetricBucket>::new(Span::from_millis(500), 20);
             let mut list: Vec<(u64, u64)> = Vec::new();
             let mut now = 0;
             for (advance, pass) in steps {
                 now += advance;
                 array.add(at(now), &MetricBucket { pass, ..MetricBucket::default() });
+                arrays.slice(at(now), 1).unwrap()[0].add(&MetricBucket { pass, ..MetricBucket::default() });
                 list.push((now / 500, pass));
                 let by_hand: u64 = list.iter().filter(|(slice, _)| now / 500 - slice < 2).map(|(_, pass)| pass).sum();
                 prop_assert_eq!(array.sum(at(now), 2).pass, by_hand);
+                prop_assert_eq!(arrays.sum(at(now), 2, 0).pass, by_hand);
             }
         }
     }

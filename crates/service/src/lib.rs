@@ -29,7 +29,7 @@ impl Shell for Module {
     }
 
     fn queue_ready(root: u32) {
-        root::with(root, root::Live::drain);
+        root::with(root, root::Live::take_frame);
     }
 
     fn http_response(root: u32, call: u32, headers: usize, size: usize) {

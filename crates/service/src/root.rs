@@ -129,9 +129,9 @@ impl Live {
         self.arm(next.sooner(fetched));
     }
 
-    /// Something stands in the queue.
-    pub(crate) fn drain(&mut self) {
-        let next = self.service.drain(&mut self.host);
+    /// A frame stands in the queue.
+    pub(crate) fn take_frame(&mut self) {
+        let next = self.service.take_frame(&mut self.host);
         // Only ever sooner: the timer itself says when there is time again.
         if next.period_ms < self.armed_ms {
             self.arm(next);

@@ -429,7 +429,7 @@ fn service(
     loop {
         let done = match order {
             Order::Tick => Done::Ticked(service.tick(host), Vec::new()),
-            Order::WakeUp => Done::Ticked(service.drain(host), Vec::new()),
+            Order::WakeUp => Done::Ticked(service.take_frame(host), Vec::new()),
             Order::Replace(config) => {
                 service.replace(host, ServiceConfig::clone(&config));
                 Done::Nothing

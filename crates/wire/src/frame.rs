@@ -152,6 +152,11 @@ impl FrameView {
         self.names.get(entry.name.clone()?)
     }
 
+    /// Whether any entry carries a name.
+    pub fn has_names(&self) -> bool {
+        self.entries.iter().any(|entry| entry.name.is_some())
+    }
+
     /// What the breakers of the entry's resource have seen.
     #[inline(always)]
     pub fn breakers_of(&self, entry: &EntryView) -> &[BreakerCounts] {

@@ -4,13 +4,13 @@
 //! frame that directly follows the last one, and is young, counts in windows: a backlog of seconds that
 //! arrives at once must not look like a burst. Every other frame moves the baseline and nothing else.
 
-use alloc::{borrow::ToOwned as _, boxed::Box, string::String, vec::Vec};
+use alloc::{borrow::ToOwned as _, string::String, vec::Vec};
 
 use hashbrown::HashTable;
 use sentinel_core::{
     order::sort_by,
     rule::INBOUND,
-    stat::{LeapArray, MetricBucket, RT_CLASSES, RtHistogram, Slot, Tally},
+    stat::{LeapArray, LeapArrays, MetricBucket, RT_CLASSES, RtHistogram, Tally, sum_of},
     system::Inbound,
     time::{Nanos, Span},
     window::{BUCKETS_MAX, WindowShape},
@@ -46,13 +46,15 @@ const SECOND: Span = Span::from_millis(1_000);
 /// How many slices the windows of a resource have.
 const SECONDS_SLICES: usize = BUCKETS_MAX + 1;
 const MINUTE_SLICES: usize = 60;
-const RT_SLICES: usize = 10;
+/// As many as gauges look at, and one more: a frame may come late.
+const RT_SLICES: usize = 6;
 
 /// Everything that the frames have said.
 #[derive(Debug, Default)]
 pub(super) struct Fold {
     workers: Table<u64, Source>,
     resources: Resources,
+    windows: Windows,
     /// Windows that rules ask for and that are not made of half seconds: of a resource, of this length; in
     /// order.
     odd_windows: Vec<(u64, Span)>,
@@ -62,6 +64,25 @@ pub(super) struct Fold {
     gauges: [Metric; GAUGES.len()],
     waiting: Metric,
     permits_owed: Metric,
+}
+
+/// What has happened of late, of each resource that is counted.
+#[derive(Debug)]
+struct Windows {
+    /// 10 s in slices of 500 ms, and one more: a warm-up looks one slice back.
+    seconds: LeapArrays<MetricBucket>,
+    /// 60 s in slices of 1 s.
+    minute: LeapArrays<Times>,
+    /// Response times of the last 5 s in slices of 1 s.
+    rt: LeapArrays<RtHistogram>,
+}
+
+/// What a frame counts in: the slices of its time, each with a bucket for each resource.
+#[derive(Default)]
+struct Slices<'a> {
+    seconds: Option<&'a mut [MetricBucket]>,
+    minute: Option<&'a mut [Times]>,
+    rt: Option<&'a mut [RtHistogram]>,
 }
 
 /// What gauges are made of.
@@ -144,33 +165,33 @@ struct Resources {
     /// By hash.
     places: HashTable<(u64, usize)>,
     all: Vec<Resource>,
-    /// How many have windows.
-    counted: usize,
+    /// Those that are counted in windows, in the order of their numbers there.
+    counted: Vec<Counted>,
 }
 
 /// What is known of one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Resource {
     /// Open requests in all workers.
     in_flight: u64,
-    windows: Option<Box<Windows>>,
+    /// Its number in the windows; [`UNCOUNTED`] if it is not counted there.
+    array: usize,
 }
+
+/// The number of no array.
+const UNCOUNTED: usize = usize::MAX;
 
 /// How many resources are told apart in the life of a service, those of rules that are long gone too. Of what is over,
 /// only breakers count.
 const PLACES_MAX: usize = 1 << 17;
 
-/// One resource, over all workers.
+/// A resource that is counted in windows.
 #[derive(Debug)]
-struct Windows {
+struct Counted {
     hash: u64,
     name: String,
-    /// 10 s in slices of 500 ms, and one more: a warm-up looks one slice back.
-    seconds: LeapArray<MetricBucket>,
-    /// 60 s in slices of 1 s.
-    minute: LeapArray<Times>,
-    /// Response times of 10 s in slices of 1 s.
-    rt: LeapArray<RtHistogram>,
+    /// By [`Resources::all`].
+    place: usize,
     /// Windows of odd lengths, each one slice and the one before.
     odd: Vec<(Span, LeapArray<MetricBucket>)>,
     gauges: [Gauge; GAUGES.len()],
@@ -220,24 +241,25 @@ impl Fold {
 
         let at = Nanos::new(frame.at_ns);
         let counts_in_windows = missing == 0 && now.since(at) <= YOUNG;
-        // Divisions are dear: once for each frame, and not for each entry.
-        let in_seconds = Slot::of(at, HALF_SECOND, SECONDS_SLICES);
-        let in_minute = Slot::of(at, SECOND, MINUTE_SLICES);
-        let in_rt = Slot::of(at, SECOND, RT_SLICES);
+        if frame.has_names() {
+            self.resources.count(frame, resources_max, &self.odd_windows);
+        }
+        let arrays = self.resources.counted.len();
+        let mut slices = match counts_in_windows {
+            true => self.windows.slices(at, arrays),
+            false => Slices::default(),
+        };
         for entry in &frame.entries {
-            let odd = &self.odd_windows;
-            if let Some((place, resource)) = self.resources.at(frame, entry, resources_max, odd) {
-                let mut windows = resource.windows.as_deref_mut().filter(|_| counts_in_windows);
-                let distributed = windows.as_mut().and_then(|windows| windows.rt.bucket_in(in_rt));
+            if let Some((place, resource)) = self.resources.at(entry.resource) {
+                let array = resource.array;
                 let histogram = frame.histogram_of(entry);
+                let distributed = slices.rt.as_mut().and_then(|slice| slice.get_mut(array));
                 let in_flight = &mut resource.in_flight;
                 let counted = source.advance(place, entry, histogram, in_flight, distributed);
-                if let (Some(windows), Some(counted)) = (windows, counted) {
-                    windows.seconds.add_in(in_seconds, &counted);
-                    let times = Times { complete: counted.complete, rt_ms: counted.rt_ms };
-                    windows.minute.add_in(in_minute, &times);
-                    for (_, window) in &mut windows.odd {
-                        window.add(at, &counted);
+                if let Some(counted) = counted.filter(|_| counts_in_windows) {
+                    slices.count(array, &counted);
+                    if !self.odd_windows.is_empty() {
+                        self.resources.count_odd(array, at, &counted);
                     }
                 }
             }
@@ -263,11 +285,9 @@ impl Fold {
     /// Forgets all workers, and what gauges show: another service has heard the ones and set the others since.
     pub(super) fn forget_workers(&mut self) {
         self.workers = Table::default();
-        for resource in &mut self.resources.all {
-            resource.in_flight = 0;
-            if let Some(windows) = &mut resource.windows {
-                windows.gauges.iter_mut().for_each(|gauge| gauge.shown = None);
-            }
+        self.resources.all.iter_mut().for_each(|resource| resource.in_flight = 0);
+        for gauge in self.resources.counted.iter_mut().flat_map(|counted| &mut counted.gauges) {
+            gauge.shown = None;
         }
     }
 
@@ -293,8 +313,8 @@ impl Fold {
         let odd = asked.filter(|(_, shape)| shape.bucket() != HALF_SECOND);
         self.odd_windows = odd.map(|(resource, shape)| (resource, shape.bucket())).collect();
         sort_by(&mut self.odd_windows, Ord::cmp);
-        for windows in self.resources.all.iter_mut().flat_map(|known| &mut known.windows) {
-            windows.keep_odd(&self.odd_windows);
+        for counted in &mut self.resources.counted {
+            counted.keep_odd(&self.odd_windows);
         }
     }
 
@@ -307,22 +327,26 @@ impl Fold {
         resource: u64,
         shape: WindowShape,
     ) -> Option<(u64, f64)> {
-        let windows = self.resources.get(resource)?;
-        let odd = windows.odd.iter().find(|(slice, _)| *slice == shape.bucket());
-        let counts = odd.map_or(&windows.seconds, |(_, counts)| counts);
-        let sum = |now| counts.sum(now, u64::from(shape.buckets())).pass;
+        let (array, counted) = self.resources.get(resource)?;
+        let odd = counted.odd.iter().find(|(slice, _)| *slice == shape.bucket());
+        let slices = u64::from(shape.buckets());
+        let sum = |now| match odd {
+            Some((_, window)) => window.sum(now, slices).pass,
+            None => self.windows.seconds.sum(now, slices, array).pass,
+        };
         let previous = sum(now - shape.bucket()) as f64 * 1e9 / shape.window().get() as f64;
         Some((sum(now), previous))
     }
 
     /// What is known of the resource that counts all that is inbound, but for the CPU.
     pub(super) fn inbound(&self, now: Nanos, resource: u64) -> Inbound {
-        let Some(counts) = self.resources.get(resource).map(|windows| &windows.seconds) else {
+        let Some((array, _)) = self.resources.get(resource) else {
             return Inbound::default();
         };
-        let best = counts.slices(now, SECOND_SLICES).map(|slice| slice.complete).max();
+        let last = || self.windows.seconds.last(now, SECOND_SLICES);
+        let best = last().filter_map(|slice| slice.get(array)).map(|slice| slice.complete).max();
         Inbound {
-            second: counts.sum(now, SECOND_SLICES),
+            second: sum_of(last(), array),
             complete_max_per_second: best.unwrap_or(0).saturating_mul(SECOND_SLICES),
             in_flight: self.in_flight(resource),
             cpu: None,
@@ -332,10 +356,8 @@ impl Fold {
     /// What all workers have counted for a resource in the last `window`, up to 10 s.
     pub(super) fn window(&self, now: Nanos, resource: u64, window: Span) -> MetricBucket {
         let slices = window.as_millis().div_ceil(500);
-        self.resources
-            .get(resource)
-            .map(|windows| windows.seconds.sum(now, slices))
-            .unwrap_or_default()
+        let array = self.resources.get(resource).map(|(array, _)| array);
+        array.map(|array| self.windows.seconds.sum(now, slices, array)).unwrap_or_default()
     }
 
     /// Requests of a resource that are open in all workers.
@@ -348,17 +370,20 @@ impl Fold {
     pub(super) fn set_gauges<M: Meter>(&mut self, meter: &mut M, now: Nanos, live: Span) {
         let workers = &self.workers;
         let mut all = Recent::default();
-        for Resource { in_flight, windows } in &mut self.resources.all {
-            let Some(windows) = windows else { continue };
+        let seconds: Vec<&[MetricBucket]> =
+            self.windows.seconds.last(now, GAUGE_SLICES).collect();
+        let minute: Vec<&[Times]> = self.windows.minute.last(now, 60).collect();
+        let rt: Vec<&[RtHistogram]> = self.windows.rt.last(now, GAUGE_SECONDS).collect();
+        for (array, Counted { name, place, gauges, .. }) in
+            self.resources.counted.iter_mut().enumerate()
+        {
             let recent = Recent {
-                in_flight: *in_flight,
-                last: windows.seconds.sum(now, GAUGE_SLICES),
-                minute: windows.minute.sum(now, 60),
-                rt: windows.rt.sum(now, GAUGE_SECONDS),
+                in_flight: self.resources.all.get(*place).map_or(0, |known| known.in_flight),
+                last: sum_of(seconds.iter().copied(), array),
+                minute: sum_of(minute.iter().copied(), array),
+                rt: sum_of(rt.iter().copied(), array),
             };
-            let name = &windows.name;
-            for ((gauge, value), what) in windows.gauges.iter_mut().zip(recent.values()).zip(GAUGES)
-            {
+            for ((gauge, value), what) in gauges.iter_mut().zip(recent.values()).zip(GAUGES) {
                 if gauge.shown != Some(value) {
                     gauge.metric.set(meter, value, |text| of_resource(name, what, text));
                     gauge.shown = Some(value);
@@ -512,34 +537,21 @@ impl Resources {
         self.places.find(hash, |(known, _)| *known == hash).map(|(_, place)| *place)
     }
 
-    fn get(&self, hash: u64) -> Option<&Windows> {
-        self.all.get(self.place(hash)?)?.windows.as_deref()
+    /// A resource that is counted, and its number.
+    fn get(&self, hash: u64) -> Option<(usize, &Counted)> {
+        let array = self.all.get(self.place(hash)?)?.array;
+        self.counted.get(array).map(|counted| (array, counted))
     }
 
-    /// The resource of an entry, and its place, which it gets with the first that is said of it. It gets windows with its name,
-    /// which comes with every entry until this service has acknowledged one. `None`: there are [`PLACES_MAX`].
+    /// The resource of an entry, and its place, which it gets with the first that is said of it. `None`: there are
+    /// [`PLACES_MAX`].
     #[inline(always)]
-    fn at(
-        &mut self,
-        frame: &FrameView,
-        entry: &EntryView,
-        resources_max: usize,
-        odd: &[(u64, Span)],
-    ) -> Option<(usize, &mut Resource)> {
-        let place = match self.place(entry.resource) {
+    fn at(&mut self, hash: u64) -> Option<(usize, &mut Resource)> {
+        let place = match self.place(hash) {
             Some(place) => place,
-            None => self.begin(entry.resource)?,
+            None => self.begin(hash)?,
         };
-        let resource = self.all.get_mut(place)?;
-        if resource.windows.is_none()
-            && self.counted < resources_max
-            && let Some(name) = frame.name_of(entry)
-        {
-            let windows = Windows::new(name.to_owned(), entry.resource, odd);
-            resource.windows = Some(Box::new(windows));
-            self.counted += 1;
-        }
-        Some((place, resource))
+        self.all.get_mut(place).map(|resource| (place, resource))
     }
 
     #[inline(never)]
@@ -548,27 +560,75 @@ impl Resources {
         if place >= PLACES_MAX {
             return None;
         }
-        self.all.push(Resource::default());
+        self.all.push(Resource { in_flight: 0, array: UNCOUNTED });
         self.places.insert_unique(hash, (hash, place), |(hash, _)| *hash);
         Some(place)
+    }
+
+    /// Begins to count the resources of a frame that come with their names, as each does until this service has
+    /// acknowledged a frame that says it.
+    #[inline(never)]
+    fn count(&mut self, frame: &FrameView, resources_max: usize, odd_windows: &[(u64, Span)]) {
+        for entry in &frame.entries {
+            let array = self.counted.len();
+            if array < resources_max
+                && let Some(name) = frame.name_of(entry)
+                && let Some((place, resource)) = self.at(entry.resource)
+                && resource.array == UNCOUNTED
+            {
+                resource.array = array;
+                let (hash, name) = (entry.resource, name.to_owned());
+                let mut counted =
+                    Counted { hash, name, place, odd: Vec::new(), gauges: Default::default() };
+                counted.keep_odd(odd_windows);
+                self.counted.push(counted);
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn count_odd(&mut self, array: usize, at: Nanos, counts: &MetricBucket) {
+        let windows = self.counted.get_mut(array).map(|counted| &mut counted.odd);
+        for (_, window) in windows.into_iter().flatten() {
+            window.add(at, counts);
+        }
     }
 }
 
 impl Windows {
-    fn new(name: String, hash: u64, odd_windows: &[(u64, Span)]) -> Self {
-        let mut windows = Self {
-            hash,
-            name,
-            seconds: LeapArray::new(HALF_SECOND, SECONDS_SLICES),
-            minute: LeapArray::new(SECOND, MINUTE_SLICES),
-            rt: LeapArray::new(SECOND, RT_SLICES),
-            odd: Vec::new(),
-            gauges: [Gauge::default(); GAUGES.len()],
-        };
-        windows.keep_odd(odd_windows);
-        windows
+    /// The slices of `at`, with room for so many arrays; those that the rings have left are not there.
+    fn slices(&mut self, at: Nanos, arrays: usize) -> Slices<'_> {
+        Slices {
+            seconds: self.seconds.slice(at, arrays),
+            minute: self.minute.slice(at, arrays),
+            rt: self.rt.slice(at, arrays),
+        }
     }
+}
 
+impl Default for Windows {
+    fn default() -> Self {
+        Self {
+            seconds: LeapArrays::new(HALF_SECOND, SECONDS_SLICES),
+            minute: LeapArrays::new(SECOND, MINUTE_SLICES),
+            rt: LeapArrays::new(SECOND, RT_SLICES),
+        }
+    }
+}
+
+impl Slices<'_> {
+    #[inline(always)]
+    fn count(&mut self, array: usize, counts: &MetricBucket) {
+        if let Some(bucket) = self.seconds.as_mut().and_then(|slice| slice.get_mut(array)) {
+            bucket.add(counts);
+        }
+        if let Some(times) = self.minute.as_mut().and_then(|slice| slice.get_mut(array)) {
+            times.add(&Times { complete: counts.complete, rt_ms: counts.rt_ms });
+        }
+    }
+}
+
+impl Counted {
     /// Keeps the windows of this resource that are on the list, and begins those that are new.
     fn keep_odd(&mut self, wanted: &[(u64, Span)]) {
         let hash = self.hash;
@@ -644,10 +704,9 @@ mod tests {
         all.keep_windows([(RESOURCE, other)].into_iter());
         let slices: Vec<Span> = all
             .resources
-            .all
+            .counted
             .iter()
-            .flat_map(|known| &known.windows)
-            .flat_map(|r| r.odd.iter().map(|(slice, _)| *slice))
+            .flat_map(|counted| counted.odd.iter().map(|(slice, _)| *slice))
             .collect();
         assert_eq!(slices, [Span::from_millis(300)]);
     }

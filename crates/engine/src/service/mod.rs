@@ -59,7 +59,7 @@ const ACK_MS: u32 = 100;
 /// The least time between two acknowledgements: less than [`ACK_MS`] by as much as a tick may come early.
 const ACK_LEAST: Span = Span::from_millis(90);
 
-/// The most frames of one drain: four for each of the most workers. What is over waits for the next tick.
+/// The most frames that one tick takes: four for each of the most workers. What is over waits for the next one.
 const DRAIN_MAX: usize = 1_024;
 
 /// The service, or an instance that would be if another were not.
@@ -174,7 +174,9 @@ impl Service {
         }
         let (breakers, mut means) = self.breakers_and_means(host, now);
         breakers.look_again(&mut means);
-        let more = self.drain_queue(host, now);
+        let more = self.fold_frames(host, now, DRAIN_MAX);
+        let folded = self.frames_folded;
+        self.meters.frames_folded.report(host, folded, |text| text.push_str("frames_folded"));
         let due = now >= self.beat_at;
         if due || self.is_nudged {
             self.look_at_carried(host, now, due);
@@ -202,13 +204,14 @@ impl Service {
         self.next(now, more)
     }
 
-    /// Folds what the workers have sent, and decides by it. Envoy calls this for each frame.
-    pub fn drain<H: Host + Meter>(&mut self, host: &mut H) -> Next {
+    /// Folds one frame that the workers have sent, and decides by it. Envoy calls this for each: whatever else waits has a
+    /// call of its own on the way, or, if that was lost, the next tick.
+    pub fn take_frame<H: Host + Meter>(&mut self, host: &mut H) -> Next {
         let now = self.clock.now(host);
         if !self.holds_role(host, now) {
             return Next::IDLE;
         }
-        let more = self.drain_queue(host, now);
+        self.fold_frames(host, now, 1);
         if self.is_nudged {
             self.look_at_carried(host, now, false);
         }
@@ -217,7 +220,7 @@ impl Service {
         } else {
             self.standing.publish(host, &mut self.shared);
         }
-        self.next(now, more)
+        self.next(now, false)
     }
 
     /// The next question to a server of rules. Who is told so asks, and calls [`Service::take_answer`] whatever comes of
@@ -572,15 +575,8 @@ impl Service {
         }
     }
 
-    /// Takes frames off the queue, and opens breakers by them. `true` if there may be more.
-    fn drain_queue<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) -> bool {
-        let more = self.fold_frames(host, now);
-        let folded = self.frames_folded;
-        self.meters.frames_folded.report(host, folded, |text| text.push_str("frames_folded"));
-        more
-    }
-
-    fn fold_frames<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) -> bool {
+    /// Takes at most so many frames off the queue, and opens breakers by them. `true` if there may be more.
+    fn fold_frames<H: Host + Meter>(&mut self, host: &mut H, now: Nanos, most: usize) -> bool {
         let Role::Holder { queue } = &mut self.role else { return false };
         let queue = match *queue {
             Some(queue) => queue,
@@ -591,7 +587,7 @@ impl Service {
         };
         let resources_max =
             usize::try_from(self.config.settings.resources_max).unwrap_or(usize::MAX);
-        for _ in 0..DRAIN_MAX {
+        for _ in 0..most {
             if !host.dequeue(queue, &mut self.frame).unwrap_or(false) {
                 return false;
             }

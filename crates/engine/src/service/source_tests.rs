@@ -311,7 +311,7 @@ fn carrying(rules: &[(&str, &str, i32)]) -> Vec<u8> {
 
 /// The service has been woken.
 fn woken(host: &mut TinyHost, service: &mut Service) {
-    service.drain(host);
+    service.take_frame(host);
 }
 
 #[test]

@@ -325,6 +325,13 @@ fn service(host: &mut TinyHost, rules: Vec<Rule>) -> Service {
     service
 }
 
+/// As Envoy does: a call for each frame.
+fn take_all(service: &mut Service, host: &mut TinyHost) {
+    for _ in 0..host.queue.len() {
+        service.take_frame(host);
+    }
+}
+
 const CLOSED: (u64, u64) = (1, 0);
 
 #[test]
@@ -334,17 +341,17 @@ fn a_breaker_opens_at_its_ratio_and_all_are_told_at_once() {
     let (mut one, mut other) = (Told::new(1), Told::new(2));
 
     one.ended(&mut host, &service, CLOSED, 4, 2);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.place(Key::Decisions), None, "too few have ended");
     assert_eq!(service.breaker_state(&mut host, "cb"), Some(BreakerState::Closed));
 
     other.ended(&mut host, &service, CLOSED, 2, 0);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [], "2 of 6 are less than half");
 
     let told = host.level(Signal::Decided);
     other.ended(&mut host, &service, CLOSED, 4, 2);
-    let next = service.drain(&mut host);
+    let next = service.take_frame(&mut host);
     assert_eq!(host.decisions(), [(1, 1)], "4 of 8 are half");
     assert_ne!(host.level(Signal::Decided), told);
     assert_eq!(next.period_ms, 7);
@@ -365,7 +372,7 @@ fn what_is_said_twice_counts_once() {
     for _ in 0..5 {
         worker.ended(&mut host, &service, CLOSED, 4, 4);
     }
-    service.drain(&mut host);
+    service.take_frame(&mut host);
 
     assert_eq!(host.decisions(), []);
 }
@@ -378,16 +385,16 @@ fn a_backlog_and_what_follows_a_lost_frame_open_nothing() {
 
     worker.ended(&mut host, &service, CLOSED, 10, 10);
     host.at_ms(2_001);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [], "the frame is old");
 
     worker.sequence += 1;
     worker.ended(&mut host, &service, CLOSED, 20, 20);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [], "one is missing before this one");
 
     worker.ended(&mut host, &service, CLOSED, 25, 25);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
 }
 
@@ -397,7 +404,7 @@ fn once_workers_have_closed_a_breaker_it_begins_anew() {
     let mut service = service(&mut host, vec![half_fail()]);
     let (mut one, mut other) = (Told::new(1), Told::new(2));
     one.ended(&mut host, &service, CLOSED, 5, 5);
-    service.drain(&mut host);
+    take_all(&mut service, &mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
 
     host.at_ms(100);
@@ -419,14 +426,14 @@ fn once_workers_have_closed_a_breaker_it_begins_anew() {
     // Both count from 0 in the new epoch; the other has not noticed it yet.
     other.ended(&mut host, &service, CLOSED, 5, 5);
     one.ended(&mut host, &service, (1, 3), 4, 4);
-    service.drain(&mut host);
+    take_all(&mut service, &mut host);
     assert_eq!(
         host.decisions(),
         [(1, 3)],
         "5 are of the epoch in which it was opened, and 4 are too few"
     );
     one.ended(&mut host, &service, (1, 3), 5, 5);
-    service.drain(&mut host);
+    take_all(&mut service, &mut host);
     assert_eq!(host.decisions(), [(1, 4)]);
 }
 
@@ -436,12 +443,12 @@ fn a_frame_of_an_epoch_that_the_service_has_not_seen_makes_it_look() {
     let mut service = service(&mut host, vec![half_fail()]);
     let mut worker = Told::new(1);
     worker.ended(&mut host, &service, CLOSED, 5, 5);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
 
     host.move_breaker(0, |breaker| (breaker.state, breaker.epoch) = (BreakerState::Closed, 3));
     host.at_ms(1);
     worker.ended(&mut host, &service, (1, 3), 5, 5);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
 
     assert_eq!(host.decisions(), [(1, 4)]);
 }
@@ -452,7 +459,7 @@ fn a_revived_service_finds_what_is_open_and_writes_nothing_new() {
     let mut first = service(&mut host, vec![half_fail()]);
     let mut worker = Told::new(1);
     worker.ended(&mut host, &first, CLOSED, 5, 5);
-    first.drain(&mut host);
+    first.take_frame(&mut host);
     let (decisions, told) = (host.place(Key::Decisions), host.level(Signal::Decided));
     let written = decisions.map(|place| host.data[place].2);
 
@@ -474,7 +481,7 @@ fn a_changed_breaker_begins_closed_with_what_was_counted() {
     let mut service = service(&mut host, vec![half_fail()]);
     let mut worker = Told::new(1);
     worker.ended(&mut host, &service, CLOSED, 5, 5);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
 
     let longer = CircuitBreakerRule {
@@ -487,7 +494,7 @@ fn a_changed_breaker_begins_closed_with_what_was_counted() {
 
     // 5 of 6, though this one was good.
     worker.ended(&mut host, &service, (2, 0), 1, 0);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [(2, 1)]);
     assert_eq!(host.breaker(0).map(|breaker| breaker.epoch), Some(1));
 
@@ -497,7 +504,7 @@ fn a_changed_breaker_begins_closed_with_what_was_counted() {
     };
     service.replace(&mut host, config(vec![Rule::CircuitBreaker(other_window)]));
     worker.ended(&mut host, &service, (3, 0), 4, 4);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [], "nothing is left of the old window");
 
     let five = CircuitBreakerRule {
@@ -507,7 +514,7 @@ fn a_changed_breaker_begins_closed_with_what_was_counted() {
     service.replace(&mut host, config(vec![Rule::CircuitBreaker(five)]));
     worker.ended(&mut host, &service, (4, 0), 4, 4);
     worker.ended(&mut host, &service, (4, 0), 5, 4);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [], "the old one has counted errors for another strategy");
 
     service.replace(&mut host, config(Vec::new()));
@@ -521,7 +528,7 @@ fn a_breaker_that_only_changed_its_name_stays_open() {
     let mut service = service(&mut host, vec![half_fail()]);
     let mut worker = Told::new(1);
     worker.ended(&mut host, &service, CLOSED, 5, 5);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
 
     let renamed = CircuitBreakerRule {
         id: "new".to_string(),
@@ -550,12 +557,12 @@ fn errors_of_two_workers_in_two_slices_count_together_while_the_window_lasts() {
     // It leaves the window at 1900.
     host.at_ms(1_900);
     other.ended(&mut host, &service, CLOSED, 1, 1);
-    service.drain(&mut host);
+    take_all(&mut service, &mut host);
     assert_eq!(host.decisions(), []);
 
     host.at_ms(1_950);
     other.ended(&mut host, &service, CLOSED, 3, 3);
-    service.drain(&mut host);
+    take_all(&mut service, &mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
 }
 
@@ -572,7 +579,7 @@ fn what_ends_a_window_counts_in_it_though_another_worker_is_ahead() {
     host.at_ms(999);
     one.ended(&mut host, &service, CLOSED, 5, 5);
     host.at_ms(1_005);
-    service.drain(&mut host);
+    take_all(&mut service, &mut host);
 
     assert_eq!(host.decisions(), [(1, 1)], "5 of 5 in the window that ended at 1000");
 }
@@ -592,7 +599,7 @@ fn what_is_late_counts_in_the_window_of_those_who_are_ahead() {
     host.at_ms(400);
     Told::new(2).ended(&mut host, &service, CLOSED, 1, 1);
     host.at_ms(601);
-    service.drain(&mut host);
+    take_all(&mut service, &mut host);
 
     assert_eq!(host.decisions(), [(1, 1)]);
 }
@@ -609,7 +616,7 @@ fn an_error_count_of_zero_opens_at_the_first_completion() {
     assert_eq!(host.decisions(), []);
 
     Told::new(1).ended(&mut host, &service, CLOSED, 1, 0);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
 }
 
@@ -619,7 +626,7 @@ fn what_cannot_be_written_is_written_at_a_later_tick() {
     let mut service = service(&mut host, vec![half_fail()]);
     host.broken = Some(Key::Decisions);
     Told::new(1).ended(&mut host, &service, CLOSED, 5, 5);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), []);
 
     host.broken = None;
@@ -635,13 +642,13 @@ fn a_slow_second_refuses_and_passes_with_time_alone() {
     let mut worker = Told::new(1);
     let totals = MetricBucket { complete: 2, rt_ms: 39, ..MetricBucket::default() };
     worker.says(&mut host, &service, INBOUND, totals, 0, &[]);
-    let next = service.drain(&mut host);
+    let next = service.take_frame(&mut host);
     assert_eq!(host.decisions(), [], "39 / 2 is 19");
     assert_eq!(next.period_ms, 7, "that may change with time");
 
     let totals = MetricBucket { complete: 3, rt_ms: 60, ..totals };
     worker.says(&mut host, &service, INBOUND, totals, 0, &[]);
-    let next = service.drain(&mut host);
+    let next = service.take_frame(&mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
     assert_eq!(next.period_ms, 7);
 
@@ -660,12 +667,12 @@ fn a_busy_processor_refuses_what_is_more_than_it_has_shown_to_serve() {
     let rt_min = MetricBucket::rt_min_of(100);
     let totals = MetricBucket { complete: 20, rt_ms: 2_000, rt_min, ..MetricBucket::default() };
     worker.says(&mut host, &service, INBOUND, totals, 4, &[]);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     service.set_pressure(&mut host, Some(2.0), None);
     assert_eq!(host.decisions(), [], "40 a second of 100 ms each are 4 at a time");
 
     worker.says(&mut host, &service, INBOUND, totals, 5, &[]);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
 
     service.set_pressure(&mut host, Some(0.5), None);
@@ -750,16 +757,16 @@ fn an_associated_rule_has_what_the_other_resource_leaves() {
             service(&mut host, vec![flow(TokenCalculate::Direct, Some("read"), interval_ms)]);
         let mut worker = Told::new(1);
         worker.passed(&mut host, &service, "write", 5);
-        service.drain(&mut host);
+        service.take_frame(&mut host);
         assert_eq!(host.decisions(), [], "nobody has seen `read`");
 
         worker.passed(&mut host, &service, "read", 4);
-        let next = service.drain(&mut host);
+        let next = service.take_frame(&mut host);
         assert_eq!(host.decisions(), [(1, 6)]);
         assert_eq!(next.period_ms, 7);
 
         Told::new(2).passed(&mut host, &service, "read", 40);
-        service.drain(&mut host);
+        service.take_frame(&mut host);
         assert_eq!(host.decisions(), [(1, 0)]);
 
         host.at_ms(1_001);
@@ -778,7 +785,7 @@ fn an_associated_rule_warms_up_with_the_other_resource() {
         service(&mut host, vec![flow(TokenCalculate::WarmUp(warm_up), Some("read"), 1_000)]);
     let mut worker = Told::new(1);
     worker.passed(&mut host, &service, "read", 1);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
 
     assert_eq!(host.decisions(), [(1, 2)], "a cold resource has a third of 10");
     assert_eq!(host.gauge("resource.write.rule.f.threshold"), Some(3));
@@ -829,13 +836,13 @@ fn a_service_that_has_lost_its_role_decides_nothing_more() {
     assert!(second.is_holder());
 
     Told::new(1).ended(&mut host, &first, CLOSED, 5, 5);
-    first.drain(&mut host);
+    first.take_frame(&mut host);
     assert!(!first.is_holder());
     assert_eq!(host.queue.len(), 1, "the frame is for the other");
     first.set_pressure(&mut host, Some(1.0), None);
     assert_eq!(host.decisions(), []);
 
-    second.drain(&mut host);
+    second.take_frame(&mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
 }
 
@@ -849,7 +856,7 @@ fn a_ledger_of_a_newer_rule_is_left_alone() {
     assert_eq!(host.write(Key::Ledger(0), &bytes), Ok(Stored::Done));
 
     Told::new(1).ended(&mut host, &service, CLOSED, 5, 5);
-    service.drain(&mut host);
+    service.take_frame(&mut host);
 
     assert_eq!(host.decisions(), []);
     assert_eq!(host.breaker(0).map(|breaker| breaker.state), Some(BreakerState::Closed));
@@ -871,7 +878,7 @@ fn a_service_that_gets_its_role_back_goes_by_what_it_finds() {
     worker.sequence = 0;
     worker.ended(&mut host, &second, CLOSED, 6, 6);
     worker.ended(&mut host, &second, CLOSED, 11, 11);
-    second.drain(&mut host);
+    second.take_frame(&mut host);
     assert_eq!(host.decisions(), [(1, 1)]);
 
     host.at_ms(5_000);
