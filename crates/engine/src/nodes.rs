@@ -325,21 +325,23 @@ impl Nodes {
         self.unreported = unreported;
     }
 
-    /// Up to [`FRAME_ENTRIES_MAX`] nodes for frame `sequence`, the least recently sent first: what is sent
+    /// Up to `most` nodes, and [`FRAME_ENTRIES_MAX`], for frame `sequence`, the least recently sent first: what is sent
     /// goes to the end of the line until it is acknowledged. `watched`: only those that the service waits for
     /// and that have changed. `counts` adds what their breakers have seen.
     pub(crate) fn frame_entries(
         &mut self,
         sequence: u64,
         watched: bool,
+        most: usize,
         counts: &mut dyn FnMut(&[u32]) -> Vec<BreakerCounts>,
     ) -> Vec<FrameEntry> {
         let mut due = core::mem::take(&mut self.unacknowledged);
-        let mut entries = Vec::with_capacity(due.len().min(FRAME_ENTRIES_MAX));
-        let mut sent = Vec::with_capacity(due.len().min(FRAME_ENTRIES_MAX));
+        let most = most.min(due.len()).min(FRAME_ENTRIES_MAX);
+        let mut entries = Vec::with_capacity(most);
+        let mut sent = Vec::with_capacity(most);
         due.retain(|&index| {
             let Some(node) = self.node_mut(index) else { return false };
-            if entries.len() >= FRAME_ENTRIES_MAX || (watched && !node.is_news()) {
+            if entries.len() >= most || (watched && !node.is_news()) {
                 return true;
             }
             if node.sent_in == 0 {
@@ -363,9 +365,9 @@ impl Nodes {
             && self.unacknowledged.iter().any(|index| self.node(*index).is_some_and(Node::is_news))
     }
 
-    /// Whether the service does not know everything yet.
-    pub(crate) fn has_unacknowledged(&self) -> bool {
-        !self.unacknowledged.is_empty()
+    /// Of how many resources the service does not know everything yet.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.unacknowledged.len()
     }
 
     /// Takes in that the service has folded all frames up to `sequence`.
@@ -538,7 +540,7 @@ mod tests {
 
     fn names_itself(nodes: &mut Nodes, sequence: u64) -> bool {
         nodes.pass(OTHER_NODE, 1, None);
-        let entries = nodes.frame_entries(sequence, false, &mut |_| Vec::new());
+        let entries = nodes.frame_entries(sequence, false, 1, &mut |_| Vec::new());
         entries.iter().any(|entry| entry.name.is_some())
     }
 

@@ -7,7 +7,7 @@ use sentinel_core::{
     time::{Nanos, Span},
 };
 use sentinel_wire::{
-    frame::{BreakerCounts, CounterFrame},
+    frame::{BreakerCounts, CounterFrame, FRAME_ENTRIES_MAX},
     key::Key,
     service::ServiceBeat,
     workers::{WORKERS_MAX, WorkerSlot},
@@ -83,10 +83,12 @@ impl Worker {
         let quiet_for_long = now.since(self.frame_at) >= keepalive;
         self.keep_permits(host, now);
         self.permits_owed = self.count_owed();
-        let has_news =
-            self.nodes.has_unacknowledged() || !self.waiting.is_empty() || self.had_extras;
+        let due = self.nodes.unacknowledged();
+        let has_news = due > 0 || !self.waiting.is_empty() || self.had_extras;
+        self.untold = 0;
         if !self.service.silent && (has_news || quiet_for_long) {
-            self.send_frame(host, now, false);
+            self.untold = due;
+            self.tell(host, now);
         }
         self.report_house(host, now);
     }
@@ -152,6 +154,12 @@ impl Worker {
         }
     }
 
+    /// One frame of what was due at the last housekeeping.
+    pub(super) fn tell<H: Host + Meter>(&mut self, host: &mut H, now: Nanos) {
+        self.send_frame(host, now, false);
+        self.untold = self.untold.saturating_sub(FRAME_ENTRIES_MAX);
+    }
+
     /// One frame, if the queue is there. What does not fit, and what is not acknowledged, goes with the
     /// next one.
     pub(super) fn send_frame<H: Host + Meter>(&mut self, host: &mut H, now: Nanos, watched: bool) {
@@ -165,7 +173,8 @@ impl Worker {
         };
         let sequence = self.sequence.saturating_add(1);
         let (book, nodes) = (&mut self.book, &mut self.nodes);
-        let entries = nodes.frame_entries(sequence, watched, &mut |breakers| {
+        let most = if watched { usize::MAX } else { self.untold };
+        let entries = nodes.frame_entries(sequence, watched, most, &mut |breakers| {
             breakers.iter().filter_map(|&index| breaker_counts(book.rule_mut(index)?)).collect()
         });
         // What was counted counts when it was, also if the frame goes in the next slice of somebody's window.

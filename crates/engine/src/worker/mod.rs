@@ -104,6 +104,8 @@ pub struct Worker {
     counted_at: Nanos,
     /// Permits that the host would not take back, when they were counted last.
     permits_owed: u64,
+    /// How many resources that were due at the last housekeeping go with the next ticks: more than one frame holds.
+    untold: usize,
     /// Whether the last frame spoke of requests that wait or permits that are owed.
     had_extras: bool,
     /// The time that was read last.
@@ -187,6 +189,7 @@ impl Worker {
             inbound: None,
             counted_at: Nanos::default(),
             permits_owed: 0,
+            untold: 0,
             had_extras: false,
             seen_at: now,
             other_rules_blocked: [0; BlockType::ALL.len()],
@@ -240,15 +243,20 @@ impl Worker {
         }
         if now >= self.housekeeping_at {
             self.keep_house(host, now);
+        } else if self.untold > 0 {
+            self.tell(host, now);
         }
-        self.is_busy = busy;
+        self.is_busy = busy || self.untold > 0;
         self.next(host)
     }
 
     /// When the next tick is due, now that those who waited may have gone.
     pub fn next<H: Host>(&mut self, host: &mut H) -> Next {
+        if self.waiting.is_empty() {
+            return if self.is_busy { self.busy() } else { Next::IDLE };
+        }
         self.seen_at = self.now(host);
-        if self.is_busy || !self.waiting.is_empty() { self.busy() } else { Next::IDLE }
+        self.busy()
     }
 
     /// The next stream that need not wait any longer, if there is one: to be asked after each tick until there

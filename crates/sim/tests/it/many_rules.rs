@@ -20,7 +20,7 @@ use sentinel_sim::{
     rules::{flow, isolation},
     scenario::config,
 };
-use sentinel_wire::key::Key;
+use sentinel_wire::{frame::CounterFrame, key::Key};
 
 /// A host that counts its calls.
 struct Counting {
@@ -187,6 +187,40 @@ fn an_idle_worker_costs_the_same_with_ten_thousand_rules() {
         assert_eq!(alone, beside);
     }
 }
+
+#[test]
+fn of_more_resources_than_a_frame_holds_each_is_told_once_a_second_in_the_ticks_that_follow() {
+    let rules = beside(2 * RESOURCES);
+    let mut proxy = Proxy::start(rules.clone());
+    let mut host = SimHost::undisturbed(&proxy.process, 0);
+    let mut service = Service::configure(&mut host, config(rules, Settings::DEFAULT));
+    service.tick(&mut host);
+    let queue = host.register_queue().unwrap();
+    let mut bytes = Vec::new();
+    let mut told = move |proxy: &mut Proxy, millis| {
+        proxy.tick_after(millis);
+        let mut resources = Vec::new();
+        while host.dequeue(queue, &mut bytes).unwrap() {
+            let frame = CounterFrame::decode(&bytes).unwrap();
+            resources.extend(frame.entries.into_iter().map(|entry| entry.resource));
+        }
+        service.tick(&mut host);
+        resources
+    };
+    told(&mut proxy, 1_000);
+    for _ in 0..2 {
+        (0..RESOURCES).for_each(|n| proxy.ask(&format!("GET:/f{n}")));
+        let ticks = [1_000, 10, 10, 10].map(|millis| told(&mut proxy, millis));
+        assert_eq!(ticks.each_ref().map(Vec::len), [256, 256, 88, 0]);
+        let mut resources = ticks.concat();
+        resources.sort_unstable();
+        resources.dedup();
+        assert_eq!(resources.len(), RESOURCES);
+    }
+}
+
+/// More than two frames hold.
+const RESOURCES: usize = 600;
 
 #[test]
 fn a_name_costs_the_same_with_five_thousand_patterns_for_others() {
