@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use serde_json::{Value, json};
@@ -147,7 +147,7 @@ impl Crowded {
 pub fn at_rest(binary: &Path, dist: &Path, out: &mut dyn Write) -> Result<bool> {
     writeln!(
         out,
-        "Envoys with 1 to 16 workers, with Sentinel and without, at rest; about two minutes"
+        "Envoys with 1 to 16 workers, with Sentinel and without, at rest at the same time; about three minutes"
     )?;
     out.flush()?;
     let mut table = table([
@@ -162,8 +162,7 @@ pub fn at_rest(binary: &Path, dist: &Path, out: &mut dyn Write) -> Result<bool> 
     let mut memory = Vec::new();
     let one = json!({"rules": [rules::flow_rules(&[json!({"id": "one", "resource": "one", "threshold": 100})])]});
     for workers in [1, 2, 4, 8, 16] {
-        let with = Rest::measure(Some(&one), workers, binary, dist)?;
-        let without = Rest::measure(None, workers, binary, dist)?;
+        let [with, without] = Rest::measure([Some(&one), None], workers, binary, dist)?;
         let of_worker = with.used.workers / f64::from(workers);
         holds &= of_worker < AT_REST_MOST;
         memory.push((f64::from(workers), with.memory - without.memory));
@@ -180,7 +179,8 @@ pub fn at_rest(binary: &Path, dist: &Path, out: &mut dyn Write) -> Result<bool> 
     }
     writeln!(
         out,
-        "{table}\nshares of a core, CPU time; start-up: of the main thread until it serves, in which it compiles the modules.\n\
+        "{table}\nshares of a core, CPU time, the medians of {LOOKS} looks; start-up: of the main thread until it serves, in which it compiles \
+         the modules.\n\
          a worker at rest, goal: under {:.1} %: {}",
         AT_REST_MOST * 100.0,
         verdict(holds)
@@ -240,29 +240,45 @@ struct Rest {
 }
 
 impl Rest {
-    fn measure(service: Option<&Value>, workers: u32, binary: &Path, dist: &Path) -> Result<Self> {
+    /// Envoys with these services, or with no modules, all of them at the same time: a machine that others use has slow hours.
+    fn measure<const N: usize>(
+        services: [Option<&Value>; N],
+        workers: u32,
+        binary: &Path,
+        dist: &Path,
+    ) -> Result<[Self; N]> {
         let started = |envoy: &Envoy| -> Result<f64> {
             let threads = envoy.threads()?;
             let main = threads.iter().find(|thread| thread.is_main);
             Ok(main.context("Envoy has no main thread")?.ran.as_secs_f64())
         };
-        let start = || match service {
-            Some(service) => start(service, workers, binary, dist, |_| Ok(())),
-            None => without(workers, binary),
-        };
-        // The quicker of two: what is more was something else's.
-        let first = started(&start()?)?;
-        let envoy = start()?;
-        let quickest = first.min(started(&envoy)?);
-        if service.is_some() {
-            meet_all(&envoy, workers)?;
+        let mut envoys = Vec::with_capacity(N);
+        for service in services {
+            let start = || match service {
+                Some(service) => start(service, workers, binary, dist, |_| Ok(())),
+                None => without(workers, binary),
+            };
+            // The quicker of two: what is more was something else's.
+            let first = started(&start()?)?;
+            let envoy = start()?;
+            let quickest = first.min(started(&envoy)?);
+            if service.is_some() {
+                meet_all(&envoy, workers)?;
+            }
+            envoys.push((envoy, quickest));
         }
         clock::pause(SETTLES);
-        Ok(Self {
-            used: Used::over(LOOK, &envoy)?,
-            memory: number(envoy.memory_bytes()?),
-            started: quickest,
-        })
+        let mut looks: [Vec<Used>; N] = [const { Vec::new() }; N];
+        for _ in 0..LOOKS {
+            let used = Used::of_each(LOOK, envoys.iter().map(|(envoy, _)| envoy))?;
+            looks.iter_mut().zip(used).for_each(|(looks, used)| looks.push(used));
+        }
+        let mut rests = Vec::with_capacity(N);
+        for ((envoy, started), looks) in envoys.iter().zip(&looks) {
+            let memory = number(envoy.memory_bytes()?);
+            rests.push(Self { used: Used::median(looks), memory, started: *started });
+        }
+        rests.try_into().map_err(|_| anyhow!("an Envoy is missing"))
     }
 }
 
@@ -276,24 +292,48 @@ struct Used {
 
 impl Used {
     fn over(look: Duration, envoy: &Envoy) -> Result<Self> {
-        let times = || -> Result<(Duration, Duration)> {
+        let used = Self::of_each(look, [envoy].into_iter())?;
+        used.first().copied().context("no Envoy was looked at")
+    }
+
+    /// Of each of several Envoys in one and the same time.
+    fn of_each<'a>(
+        look: Duration,
+        envoys: impl Iterator<Item = &'a Envoy> + Clone,
+    ) -> Result<Vec<Self>> {
+        let times = |envoy: &Envoy| -> Result<(Duration, Duration)> {
             let threads = envoy.threads()?;
             let main =
                 threads.iter().filter(|thread| thread.is_main).map(|thread| thread.ran).sum();
             let workers = threads.iter().filter(|thread| thread.name.starts_with("wrk:"));
             Ok((main, workers.map(|thread| thread.ran).sum()))
         };
-        let (began, (main, workers)) = (clock::now(), times()?);
+        let began = clock::now();
+        let before: Vec<_> = envoys.clone().map(times).collect::<Result<_>>()?;
         clock::pause(look);
-        let (main_after, workers_after) = times()?;
+        let after: Vec<_> = envoys.map(times).collect::<Result<_>>()?;
         let elapsed = began.elapsed().as_secs_f64();
-        if main_after.is_zero() {
+        if after.iter().any(|(main, _)| main.is_zero()) {
             bail!(
                 "this system counts no CPU time in /proc/<pid>/task/*/schedstat: run it on another Linux"
             );
         }
         let share = |after: Duration, before| after.saturating_sub(before).as_secs_f64() / elapsed;
-        Ok(Self { main: share(main_after, main), workers: share(workers_after, workers) })
+        let of_both = before.into_iter().zip(after);
+        let used = of_both.map(|((main, workers), (main_after, workers_after))| Self {
+            main: share(main_after, main),
+            workers: share(workers_after, workers),
+        });
+        Ok(used.collect())
+    }
+
+    fn median(looks: &[Self]) -> Self {
+        let median_of = |share: fn(&Self) -> f64| {
+            let mut shares: Vec<f64> = looks.iter().map(share).collect();
+            shares.sort_by(f64::total_cmp);
+            shares.get(shares.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        Self { main: median_of(|used| used.main), workers: median_of(|used| used.workers) }
     }
 }
 
@@ -399,4 +439,5 @@ const MANY: u32 = 10_000;
 /// Until what has just begun is over: a heartbeat of each worker, a look of the service.
 const SETTLES: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(5);
+const LOOKS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);

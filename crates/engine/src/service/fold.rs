@@ -370,8 +370,7 @@ impl Fold {
     pub(super) fn set_gauges<M: Meter>(&mut self, meter: &mut M, now: Nanos, live: Span) {
         let workers = &self.workers;
         let mut all = Recent::default();
-        let seconds: Vec<&[MetricBucket]> =
-            self.windows.seconds.last(now, GAUGE_SLICES).collect();
+        let seconds: Vec<&[MetricBucket]> = self.windows.seconds.last(now, GAUGE_SLICES).collect();
         let minute: Vec<&[Times]> = self.windows.minute.last(now, 60).collect();
         let rt: Vec<&[RtHistogram]> = self.windows.rt.last(now, GAUGE_SECONDS).collect();
         for (array, Counted { name, place, gauges, .. }) in
