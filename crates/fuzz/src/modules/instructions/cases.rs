@@ -519,8 +519,8 @@ fn service_tick(case: &Case, counting: &Counting) -> Result<Outcome, String> {
     case.shown(envoy, counts)
 }
 
-/// What the service does in a second, put together of its parts, in which 64 workers send what it is to know of 50 resources every 10 ms, and of the
-/// others once: of 950 that are busy as many as go into one frame.
+/// What the service does in a second, put together of its parts, in which 64 workers send what it is to know of 50 resources every 10 ms, and of 950
+/// others once, in as many frames as that takes.
 ///
 /// One worker is real. The frames of the others are its own, with another name and in due order.
 fn service_second(case: &Case, counting: &Counting) -> Result<Outcome, String> {
@@ -545,7 +545,7 @@ fn service_second(case: &Case, counting: &Counting) -> Result<Outcome, String> {
         envoy.exchange(request)?;
     }
     let mut said: Vec<CounterFrame> = Vec::new();
-    // Once a second one frame for those that the service does not evaluate.
+    // Once a second those that the service does not evaluate.
     for _ in 0..600 {
         envoy.wait(10 * MS);
         envoy.tick(Place::Filter)?;
@@ -590,7 +590,7 @@ fn service_second(case: &Case, counting: &Counting) -> Result<Outcome, String> {
         }
         Ok::<_, String>(())
     };
-    // One wake-up for each frame: the first finds all, the others none.
+    // One wake-up for each frame.
     let hear = |envoy: &mut Envoy<'_>| (0..WORKERS).try_for_each(|_| envoy.hear());
     // They have all been heard before.
     send(&mut envoy, &watched, 1)?;
@@ -610,7 +610,7 @@ fn service_second(case: &Case, counting: &Counting) -> Result<Outcome, String> {
         of_watched.push(spent);
     }
     let mut of_rest = [0; 5];
-    if let Some(of_second) = rest.chunks(FRAME_ENTRIES_MAX).next() {
+    for of_second in rest.chunks(FRAME_ENTRIES_MAX) {
         send(&mut envoy, of_second, 2)?;
         let ((), spent) = envoy.spent(Place::Service, hear)?;
         add(&mut of_rest, spent);
