@@ -390,6 +390,9 @@ fn the_listener_is_drained_and_comes_back() {
 
     siege.harm(|world| {
         world.when("three to arrive", || (world.upstream.open("long").now == 3).then_some(()));
+        // Once one is there all clients are connected.
+        let before = world.upstream.arrived("GET:/free");
+        world.when("the load", || (world.upstream.arrived("GET:/free") > before).then_some(()));
         world.publish(&[]);
         world.when("the listener to be gone", || {
             client::get(world.proxy(), "/probe").is_err().then_some(())

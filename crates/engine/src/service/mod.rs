@@ -174,9 +174,7 @@ impl Service {
         }
         let (breakers, mut means) = self.breakers_and_means(host, now);
         breakers.look_again(&mut means);
-        let more = self.fold_frames(host, now, DRAIN_MAX);
-        let folded = self.frames_folded;
-        self.meters.frames_folded.report(host, folded, |text| text.push_str("frames_folded"));
+        let more = self.take_frames(host, now, DRAIN_MAX);
         let due = now >= self.beat_at;
         if due || self.is_nudged {
             self.look_at_carried(host, now, due);
@@ -211,7 +209,7 @@ impl Service {
         if !self.holds_role(host, now) {
             return Next::IDLE;
         }
-        self.fold_frames(host, now, 1);
+        self.take_frames(host, now, 1);
         if self.is_nudged {
             self.look_at_carried(host, now, false);
         }
@@ -576,6 +574,14 @@ impl Service {
     }
 
     /// Takes at most so many frames off the queue, and opens breakers by them. `true` if there may be more.
+    fn take_frames<H: Host + Meter>(&mut self, host: &mut H, now: Nanos, most: usize) -> bool {
+        let more = self.fold_frames(host, now, most);
+        // At once: a service that traps takes with it what it has not told.
+        let folded = self.frames_folded;
+        self.meters.frames_folded.report(host, folded, |text| text.push_str("frames_folded"));
+        more
+    }
+
     fn fold_frames<H: Host + Meter>(&mut self, host: &mut H, now: Nanos, most: usize) -> bool {
         let Role::Holder { queue } = &mut self.role else { return false };
         let queue = match *queue {
