@@ -53,8 +53,10 @@ fn a_path_of_60_kilobytes_traps_nothing() {
 fn ten_thousand_paths_share_one_series_and_little_memory() {
     let world = Setup::with_rules(&[LIMIT]).start();
     world.load(&[Ask::get("/limited")], Rate::PerSecond(2000), Until::Sent(2000));
-    world.stats_when("the first totals", |stats| {
+    // Gauges come up to a second after totals, all of them at once.
+    world.stats_when("the first totals and gauges", |stats| {
         stats.total("pass_total") + stats.total("block_total") == 2000
+            && stats.resource("GET:/limited", "block_qps") > 0
     });
     let series_before = world.stats().series().count();
     let memory_before = world.envoy.memory_bytes().unwrap();
