@@ -148,19 +148,22 @@ impl<B: Tally> LeapArrays<B> {
 
     /// The sum of the last `slices` slices of one array, the current one included.
     pub fn sum(&self, now: Nanos, slices: u64, array: usize) -> B {
-        sum_of(self.last(now, slices), array)
+        let mut sum = B::default();
+        self.last(now, slices).filter_map(|slice| slice.get(array)).for_each(|one| sum.add(one));
+        sum
     }
-}
 
-/// The sum of one array over some of [`LeapArrays::last`].
-pub fn sum_of<'a, B: Tally + 'a>(slices: impl Iterator<Item = &'a [B]>, array: usize) -> B {
-    let mut sum = B::default();
-    for slice in slices {
-        if let Some(bucket) = slice.get(array) {
-            sum.add(bucket);
+    /// The same of each array: slice after slice, as they lie in memory.
+    pub fn sums(&self, now: Nanos, slices: u64) -> Vec<B> {
+        let mut sums = Vec::new();
+        for slice in self.last(now, slices) {
+            if sums.len() < slice.len() {
+                sums.resize(slice.len(), B::default());
+            }
+            sums.iter_mut().zip(slice).for_each(|(sum, bucket)| sum.add(bucket));
         }
+        sums
     }
-    sum
 }
 
 /// The impossible stamp: no slice of our time has it.
@@ -381,6 +384,8 @@ mod tests {
                 let by_hand: u64 = list.iter().filter(|(slice, _)| now / 500 - slice < 2).map(|(_, pass)| pass).sum();
                 prop_assert_eq!(array.sum(at(now), 2).pass, by_hand);
                 prop_assert_eq!(arrays.sum(at(now), 2, 0).pass, by_hand);
+                let sums = arrays.sums(at(now), 2);
+                prop_assert_eq!(sums.iter().map(|sum| sum.pass).collect::<Vec<_>>(), [by_hand]);
             }
         }
     }

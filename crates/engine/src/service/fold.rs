@@ -10,16 +10,17 @@ use hashbrown::HashTable;
 use sentinel_core::{
     order::sort_by,
     rule::INBOUND,
-    stat::{LeapArray, LeapArrays, MetricBucket, RT_CLASSES, RtHistogram, Tally, sum_of},
+    stat::{LeapArray, LeapArrays, MetricBucket, RtHistogram, Tally},
     system::Inbound,
     time::{Nanos, Span},
     window::{BUCKETS_MAX, WindowShape},
 };
 use sentinel_wire::{
-    frame::{BreakerCounts, EntryView, FrameView},
+    frame::{BreakerCounts, FrameView},
     service::{ACKS_MAX, Ack},
 };
 
+use super::said::Said;
 use crate::{
     host::Meter,
     rulebook::spread,
@@ -55,6 +56,8 @@ pub(super) struct Fold {
     workers: Table<u64, Source>,
     resources: Resources,
     windows: Windows,
+    /// Of the frame that is being folded: memory that the next one takes over.
+    found: Vec<Found>,
     /// Windows that rules ask for and that are not made of half seconds: of a resource, of this length; in
     /// order.
     odd_windows: Vec<(u64, Span)>,
@@ -140,22 +143,27 @@ struct Source {
     heard_at: Nanos,
     waiting: u32,
     permits_owed: u64,
-    /// By the places of [`Resources`]: where in `baselines` what it has said of that resource stands, counted from 1; 0 if it
-    /// has said nothing.
-    said: Vec<u32>,
-    /// In the order in which it has first spoken of them.
-    baselines: Vec<Baseline>,
+    /// By the places of [`Resources`].
+    said: Said,
     /// By generation; none of a breaker that is gone.
     breakers: HashTable<BreakerCounts>,
 }
 
-/// What one worker has said of one resource: in one piece, since with many workers it is far away.
-#[derive(Debug, Default)]
-struct Baseline {
-    totals: MetricBucket,
-    in_flight: u64,
-    /// By class, up to the highest one that was ever said.
-    histogram: Vec<u64>,
+/// Where what an entry of a frame speaks of is known.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    /// By [`Resources::all`]; [`NOWHERE`] if there are too many.
+    place: usize,
+    /// As [`Resource::array`].
+    array: usize,
+    /// In [`Said`].
+    line: Option<usize>,
+}
+
+impl Found {
+    fn at(place: usize) -> Self {
+        Self { place, array: UNCOUNTED, line: None }
+    }
 }
 
 /// All resources of which any worker has spoken, each at a place that is its own for ever: one look-up for all that is
@@ -180,6 +188,9 @@ struct Resource {
 
 /// The number of no array.
 const UNCOUNTED: usize = usize::MAX;
+
+/// The place of no resource.
+const NOWHERE: usize = usize::MAX;
 
 /// How many resources are told apart in the life of a service, those of rules that are long gone too. Of what is over,
 /// only breakers count.
@@ -249,17 +260,33 @@ impl Fold {
             true => self.windows.slices(at, arrays),
             false => Slices::default(),
         };
+        // Each step for all entries before the next one: nothing waits for a load alone.
+        self.found.clear();
         for entry in &frame.entries {
-            if let Some((place, resource)) = self.resources.at(entry.resource) {
-                let array = resource.array;
-                let histogram = frame.histogram_of(entry);
-                let distributed = slices.rt.as_mut().and_then(|slice| slice.get_mut(array));
-                let in_flight = &mut resource.in_flight;
-                let counted = source.advance(place, entry, histogram, in_flight, distributed);
-                if let Some(counted) = counted.filter(|_| counts_in_windows) {
-                    slices.count(array, &counted);
+            self.found.push(Found::at(self.resources.place_or_begin(entry.resource)));
+        }
+        for found in &mut self.found {
+            found.array =
+                self.resources.all.get(found.place).map_or(UNCOUNTED, |known| known.array);
+            found.line = source.said.find(found.place);
+        }
+        fetch(&self.found, frame, &source.said, &slices);
+        for (entry, found) in frame.entries.iter().zip(&self.found) {
+            if let Some(resource) = self.resources.all.get_mut(found.place) {
+                // Of a worker that has said more to the service before this one, what is new here has happened before.
+                let counts = counts_in_windows && (source.is_whole || found.line.is_some());
+                let distributed = slices.rt.as_mut().and_then(|slice| slice.get_mut(found.array));
+                let moved = source.said.advance(
+                    found.place,
+                    entry,
+                    frame.histogram_of(entry),
+                    &mut resource.in_flight,
+                    distributed.filter(|_| counts),
+                );
+                if counts {
+                    slices.count(found.array, &moved);
                     if !self.odd_windows.is_empty() {
-                        self.resources.count_odd(array, at, &counted);
+                        self.resources.count_odd(found.array, at, &moved);
                     }
                 }
             }
@@ -343,10 +370,11 @@ impl Fold {
         let Some((array, _)) = self.resources.get(resource) else {
             return Inbound::default();
         };
-        let last = || self.windows.seconds.last(now, SECOND_SLICES);
-        let best = last().filter_map(|slice| slice.get(array)).map(|slice| slice.complete).max();
+        let seconds = &self.windows.seconds;
+        let last = seconds.last(now, SECOND_SLICES).filter_map(|slice| slice.get(array));
+        let best = last.map(|bucket| bucket.complete).max();
         Inbound {
-            second: sum_of(last(), array),
+            second: seconds.sum(now, SECOND_SLICES, array),
             complete_max_per_second: best.unwrap_or(0).saturating_mul(SECOND_SLICES),
             in_flight: self.in_flight(resource),
             cpu: None,
@@ -370,17 +398,17 @@ impl Fold {
     pub(super) fn set_gauges<M: Meter>(&mut self, meter: &mut M, now: Nanos, live: Span) {
         let workers = &self.workers;
         let mut all = Recent::default();
-        let seconds: Vec<&[MetricBucket]> = self.windows.seconds.last(now, GAUGE_SLICES).collect();
-        let minute: Vec<&[Times]> = self.windows.minute.last(now, 60).collect();
-        let rt: Vec<&[RtHistogram]> = self.windows.rt.last(now, GAUGE_SECONDS).collect();
+        let seconds = self.windows.seconds.sums(now, GAUGE_SLICES);
+        let minute = self.windows.minute.sums(now, 60);
+        let rt = self.windows.rt.sums(now, GAUGE_SECONDS);
         for (array, Counted { name, place, gauges, .. }) in
             self.resources.counted.iter_mut().enumerate()
         {
             let recent = Recent {
                 in_flight: self.resources.all.get(*place).map_or(0, |known| known.in_flight),
-                last: sum_of(seconds.iter().copied(), array),
-                minute: sum_of(minute.iter().copied(), array),
-                rt: sum_of(rt.iter().copied(), array),
+                last: seconds.get(array).copied().unwrap_or_default(),
+                minute: minute.get(array).copied().unwrap_or_default(),
+                rt: rt.get(array).copied().unwrap_or_default(),
             };
             for ((gauge, value), what) in gauges.iter_mut().zip(recent.values()).zip(GAUGES) {
                 if gauge.shown != Some(value) {
@@ -422,66 +450,13 @@ impl Fold {
 
     fn forget_worker(&mut self, incarnation: u64) {
         let Some(source) = self.workers.remove(&incarnation) else { return };
-        for (resource, said) in self.resources.all.iter_mut().zip(source.said) {
-            if let Some(baseline) = baseline_of(said).and_then(|at| source.baselines.get(at)) {
-                resource.in_flight = resource.in_flight.wrapping_sub(baseline.in_flight);
-            }
+        for (resource, in_flight) in self.resources.all.iter_mut().zip(source.said.in_flight()) {
+            resource.in_flight = resource.in_flight.wrapping_sub(in_flight);
         }
     }
 }
 
 impl Source {
-    /// Moves the baseline of the resource at a place, and says what it moved by, unless that has happened before; `in_flight`
-    /// moves with it, and new response times are counted in `distributed`. A worker whose totals have gone back has forgotten the
-    /// resource in between and begun anew: then all of it is new.
-    #[inline(always)]
-    fn advance(
-        &mut self,
-        place: usize,
-        entry: &EntryView,
-        histogram: &[(u8, u64)],
-        in_flight: &mut u64,
-        distributed: Option<&mut RtHistogram>,
-    ) -> Option<MetricBucket> {
-        let known = self.said.get(place).and_then(|said| baseline_of(*said));
-        let is_said_again = !self.is_whole && known.is_none();
-        let at = known.unwrap_or_else(|| self.begin(place));
-        let baseline = self.baselines.get_mut(at)?;
-        *in_flight = in_flight.wrapping_sub(baseline.in_flight).wrapping_add(entry.in_flight);
-        baseline.in_flight = entry.in_flight;
-        let totals = entry.totals;
-        if totals.pass < baseline.totals.pass || totals.block < baseline.totals.block {
-            baseline.totals = MetricBucket::default();
-            baseline.histogram.clear();
-        }
-        let old = core::mem::replace(&mut baseline.totals, totals);
-        baseline.distribute(histogram, distributed.filter(|_| !is_said_again));
-        (!is_said_again).then(|| MetricBucket {
-            pass: totals.pass.saturating_sub(old.pass),
-            block: totals.block.saturating_sub(old.block),
-            complete: totals.complete.saturating_sub(old.complete),
-            error: totals.error.saturating_sub(old.error),
-            rt_ms: totals.rt_ms.saturating_sub(old.rt_ms),
-            // Not a total.
-            rt_min: totals.rt_min,
-        })
-    }
-
-    /// Begins a baseline for the resource at a place. Says where it stands.
-    #[inline(never)]
-    fn begin(&mut self, place: usize) -> usize {
-        if self.said.len() <= place {
-            self.said.resize(place.saturating_add(1), 0);
-        }
-        let at = self.baselines.len();
-        self.baselines.push(Baseline::default());
-        if let Some(said) = self.said.get_mut(place) {
-            // There are fewer places than that.
-            *said = u32::try_from(at).unwrap_or(u32::MAX).saturating_add(1);
-        }
-        at
-    }
-
     /// Moves the baseline of one breaker, and says what it moved by. Totals begin anew with each epoch, and
     /// where a worker has forgotten the rule in between.
     fn advance_breaker(
@@ -509,28 +484,6 @@ impl Source {
     }
 }
 
-/// Where a baseline stands, as [`Source::said`] tells it.
-fn baseline_of(said: u32) -> Option<usize> {
-    usize::try_from(said).ok()?.checked_sub(1)
-}
-
-impl Baseline {
-    /// Moves the histogram, and counts in `distributed` what it moved by.
-    fn distribute(&mut self, histogram: &[(u8, u64)], mut distributed: Option<&mut RtHistogram>) {
-        for &(class, count) in histogram {
-            let place = usize::from(class);
-            if self.histogram.len() <= place && place < RT_CLASSES {
-                self.histogram.resize(place + 1, 0);
-            }
-            let Some(total) = self.histogram.get_mut(place) else { continue };
-            let old = core::mem::replace(total, count);
-            if let Some(distributed) = &mut distributed {
-                distributed.add_class(class, count.saturating_sub(old));
-            }
-        }
-    }
-}
-
 impl Resources {
     fn place(&self, hash: u64) -> Option<usize> {
         self.places.find(hash, |(known, _)| *known == hash).map(|(_, place)| *place)
@@ -542,26 +495,21 @@ impl Resources {
         self.counted.get(array).map(|counted| (array, counted))
     }
 
-    /// The resource of an entry, and its place, which it gets with the first that is said of it. `None`: there are
-    /// [`PLACES_MAX`].
+    /// The place of a resource, which it gets with the first that is said of it. [`NOWHERE`]: there are [`PLACES_MAX`].
     #[inline(always)]
-    fn at(&mut self, hash: u64) -> Option<(usize, &mut Resource)> {
-        let place = match self.place(hash) {
-            Some(place) => place,
-            None => self.begin(hash)?,
-        };
-        self.all.get_mut(place).map(|resource| (place, resource))
+    fn place_or_begin(&mut self, hash: u64) -> usize {
+        self.place(hash).unwrap_or_else(|| self.begin(hash))
     }
 
     #[inline(never)]
-    fn begin(&mut self, hash: u64) -> Option<usize> {
+    fn begin(&mut self, hash: u64) -> usize {
         let place = self.all.len();
         if place >= PLACES_MAX {
-            return None;
+            return NOWHERE;
         }
         self.all.push(Resource { in_flight: 0, array: UNCOUNTED });
         self.places.insert_unique(hash, (hash, place), |(hash, _)| *hash);
-        Some(place)
+        place
     }
 
     /// Begins to count the resources of a frame that come with their names, as each does until this service has
@@ -572,7 +520,8 @@ impl Resources {
             let array = self.counted.len();
             if array < resources_max
                 && let Some(name) = frame.name_of(entry)
-                && let Some((place, resource)) = self.at(entry.resource)
+                && let place = self.place_or_begin(entry.resource)
+                && let Some(resource) = self.all.get_mut(place)
                 && resource.array == UNCOUNTED
             {
                 resource.array = array;
@@ -643,6 +592,29 @@ impl Counted {
             }
         }
     }
+}
+
+/// Brings near all that the entries of a frame are counted in. WebAssembly cannot ask for that; but loads that nothing between them
+/// waits for are under way at the same time.
+#[inline(never)]
+fn fetch(all: &[Found], frame: &FrameView, said: &Said, slices: &Slices<'_>) {
+    let (seconds, minute) = (slices.seconds.as_deref(), slices.minute.as_deref());
+    let rt = slices.rt.as_deref();
+    let mut touched = 0;
+    for (found, entry) in all.iter().zip(&frame.entries) {
+        let array = found.array;
+        let lowest = frame.histogram_of(entry).first().map_or(0, |(class, _)| usize::from(*class));
+        touched ^= found.line.map_or(0, |line| said.touch(line));
+        touched ^= bucket(seconds, array).map_or(0, |bucket| bucket.pass);
+        touched ^= bucket(minute, array).map_or(0, |times| times.complete);
+        touched ^=
+            bucket(rt, array).and_then(|rt| rt.0.get(lowest)).map_or(0, |&count| count.into());
+    }
+    core::hint::black_box(touched);
+}
+
+fn bucket<B>(slice: Option<&[B]>, array: usize) -> Option<&B> {
+    slice.and_then(|slice| slice.get(array))
 }
 
 /// Half seconds in a second.

@@ -35,6 +35,7 @@ mod breakers;
 mod decide;
 mod fold;
 mod publish;
+mod said;
 mod sources;
 
 use breakers::Breakers;
