@@ -33,6 +33,34 @@ pub(crate) enum Metric {
     Refused,
 }
 
+/// A gauge that stays as it is for long, and what this VM has set it to: an unchanged value is not set again. Where several VMs
+/// set one gauge to what they see, the last change of each is to what is true by now.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Gauge {
+    metric: Metric,
+    shown: Option<u64>,
+}
+
+impl Gauge {
+    /// Sets the gauge, unless that is what it shows.
+    pub(crate) fn show<M: Meter>(
+        &mut self,
+        meter: &mut M,
+        value: u64,
+        name: impl FnOnce(&mut String),
+    ) {
+        if self.shown != Some(value) {
+            self.shown = Some(value);
+            self.metric.set(meter, value, name);
+        }
+    }
+
+    /// Somebody else has set it since.
+    pub(crate) fn forget(&mut self) {
+        self.shown = None;
+    }
+}
+
 impl Metric {
     /// The statistic's id, defining it on the way.
     pub(crate) fn id<M: Meter>(

@@ -266,14 +266,10 @@ impl Vm {
                 continue;
             }
             // Refused for a stream that is gone, whose end is told by a callback of its own.
-            let resumed =
-                match self.streams.get_mut(stream).and_then(|its| its.phase.as_deref_mut()) {
-                    Some(phase) => connection::resume(phase, stream, root),
-                    None => resume_request(stream, root),
-                };
-            if resumed.is_err() {
-                log::debug!("stream {stream} has gone while it waited");
-            }
+            let _ = match self.streams.get_mut(stream).and_then(|its| its.phase.as_deref_mut()) {
+                Some(phase) => connection::resume(phase, stream, root),
+                None => resume_request(stream, root),
+            };
         }
         connection::close_all(&mut self.closing, root);
         let next = worker.next(&mut self.host);

@@ -25,7 +25,7 @@ use crate::{
     host::Meter,
     rulebook::spread,
     table::Table,
-    telemetry::{Metric, of_resource},
+    telemetry::{Gauge, Metric, of_resource},
 };
 
 /// A frame that is older counts in no window.
@@ -208,13 +208,6 @@ struct Counted {
     gauges: [Gauge; GAUGES.len()],
 }
 
-/// A gauge of a resource, and what it shows: most of thousands stay as they are from one second to the next.
-#[derive(Clone, Copy, Debug, Default)]
-struct Gauge {
-    metric: Metric,
-    shown: Option<u64>,
-}
-
 impl Fold {
     /// Folds one frame. At most `resources_max` resources have windows: what is over is acknowledged and
     /// not counted here; its totals are in Envoy's counters all the same. What is new of breakers, as of the time at which the
@@ -314,7 +307,7 @@ impl Fold {
         self.workers = Table::default();
         self.resources.all.iter_mut().for_each(|resource| resource.in_flight = 0);
         for gauge in self.resources.counted.iter_mut().flat_map(|counted| &mut counted.gauges) {
-            gauge.shown = None;
+            gauge.forget();
         }
     }
 
@@ -411,10 +404,7 @@ impl Fold {
                 rt: rt.get(array).copied().unwrap_or_default(),
             };
             for ((gauge, value), what) in gauges.iter_mut().zip(recent.values()).zip(GAUGES) {
-                if gauge.shown != Some(value) {
-                    gauge.metric.set(meter, value, |text| of_resource(name, what, text));
-                    gauge.shown = Some(value);
-                }
+                gauge.show(meter, value, |text| of_resource(name, what, text));
             }
             // That one repeats what counts for others.
             if name != INBOUND {

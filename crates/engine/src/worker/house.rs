@@ -216,13 +216,13 @@ impl Worker {
         let slots_lost = self.tally.slots_lost;
         meters.slots_lost.report(host, slots_lost, |text| text.push_str("pacing_slots_lost"));
         meters.over.report(host, self.over, |text| text.push_str("workers_over"));
-        meters.workers.set(host, self.census.workers, |text| text.push_str("workers"));
+        meters.workers.show(host, self.census.workers, |text| text.push_str("workers"));
         meters
             .rules_version
-            .set(host, self.census.rules_version_min, |text| text.push_str("rules_version"));
+            .show(host, self.census.rules_version_min, |text| text.push_str("rules_version"));
         meters
             .service_missing
-            .set(host, u64::from(self.service.missing), |text| text.push_str("service_missing"));
+            .show(host, u64::from(self.service.missing), |text| text.push_str("service_missing"));
         let age_ms = now.since(self.service.heartbeat).as_millis();
         meters.heartbeat_age.set(host, age_ms, |text| text.push_str("service_heartbeat_age_ms"));
     }

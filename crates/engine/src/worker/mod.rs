@@ -25,7 +25,7 @@ use crate::{
     rule_state::{Hold, Terms},
     rulebook::{self, RuleBook, Upcoming},
     shared::Shared,
-    telemetry::{Metric, OTHER, Total, of_resource, of_rule},
+    telemetry::{Gauge, Metric, OTHER, Total, of_resource, of_rule},
 };
 
 mod call;
@@ -147,9 +147,9 @@ struct Meters {
     slots_lost: Total,
     other_rules: [Total; BlockType::ALL.len()],
     before_rules: Total,
-    workers: Metric,
-    rules_version: Metric,
-    service_missing: Metric,
+    workers: Gauge,
+    rules_version: Gauge,
+    service_missing: Gauge,
     heartbeat_age: Metric,
 }
 
@@ -542,6 +542,5 @@ impl Worker {
                 self.look_at_in_tick(index);
             }
         }
-        log::debug!("worker {:016x} applies rule set {}", self.incarnation, self.book.version);
     }
 }
