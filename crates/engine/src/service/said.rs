@@ -121,9 +121,10 @@ impl Said {
         let old = core::mem::replace(piece, Piece::new(first, lines));
         let new = *piece;
         self.lines.resize(new.end(), Line::default());
-        let (before, own) = self.lines.split_at_mut(first);
-        let old = before.get(old.first()..old.end()).unwrap_or_default();
-        own.iter_mut().zip(old).for_each(|(new, old)| *new = *old);
+        if let Some((before, own)) = self.lines.split_at_mut_checked(first) {
+            let old = before.get(old.first()..old.end()).unwrap_or_default();
+            own.iter_mut().zip(old).for_each(|(new, old)| *new = *old);
+        }
         new
     }
 }
